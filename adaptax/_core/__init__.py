@@ -1,0 +1,1 @@
+"""The engine: values, rules, trees, chains. Nothing here knows an algorithm."""

@@ -1,0 +1,195 @@
+"""Transformations one after the other."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple
+
+import jax
+
+from . import _checks, _leafwise, _tree
+from ._leafwise import Leafwise, leafwise
+from ._types import EmptyState
+from ._value import Call, GradientTransformation, Node, TransformationKind, node_of, transformation
+
+Transform = Annotated[GradientTransformation, TransformationKind()]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Links in order; `names` makes the state an OrderedDict instead of a tuple."""
+
+    links: tuple[Node, ...]
+    names: tuple[str, ...] | None = None
+    name: str = "chain"
+
+    def bind(self, call: Call) -> "Chain":
+        """Take the name of the alias that returns this chain."""
+        return replace(self, name=call.name)
+
+    def init(self, params: Any) -> Any:
+        """The states of the links."""
+        return self._pack([link.init(params) for link in self.links])
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """Run the links in order; the result is rounded once, to the dtypes of the updates."""
+        wanted = _tree.dtypes(updates)
+        links = list(self._flat(state))
+        new_states: list[Any] = []
+        for group in _groups(links):
+            where = [self._where(i, links) for i in group]
+            some = [links[i] for i in group]
+            if isinstance(some[0][0], Leafwise):
+                updates, states = _leafwise.run(
+                    [link for link, _ in some],  # type: ignore[misc]
+                    [state for _, state in some],
+                    updates,
+                    params,
+                    where=where,
+                    dtypes=wanted if group[-1] == len(links) - 1 else None,
+                )
+                new_states += states
+            else:
+                (link, link_state) = some[0]
+                updates, new_state = link.update(updates, link_state, params, **extra_args)
+                new_states.append(new_state)
+        return _tree.round_to(updates, wanted), self._nested(iter(new_states))
+
+    def _flat(self, state: Any) -> Iterator[tuple[Node, Any]]:
+        """Each link with its state, chains inside this one laid open."""
+        wanted = OrderedDict if self.names else tuple
+        if not isinstance(state, wanted) or len(state) != len(self.links) or hasattr(state, "_fields"):
+            raise _checks.wrong_links(self.name, [_name(link) for link in self.links], state)
+        states = [state[n] for n in self.names] if self.names else state
+        for link, link_state in zip(self.links, states, strict=True):
+            if isinstance(link, Chain):
+                yield from link._flat(link_state)
+            else:
+                yield link, link_state
+
+    def _nested(self, states: Iterator[Any]) -> Any:
+        return self._pack(
+            [k._nested(states) if isinstance(k, Chain) else next(states) for k in self.links]
+        )
+
+    def _pack(self, states: list[Any]) -> Any:
+        return OrderedDict(zip(self.names, states, strict=True)) if self.names else tuple(states)
+
+    def _where(self, i: int, links: Sequence[tuple[Node, Any]]) -> str:
+        return f"{_name(links[i][0])} (link {i + 1} of {self.name})"
+
+
+def _groups(links: Sequence[tuple[Node, Any]]) -> Iterator[list[int]]:
+    """Runs of links that share a kernel; one that looks at the whole tree begins a new run."""
+    group: list[int] = []
+    for i, (link, _) in enumerate(links):
+        joins = isinstance(link, Leafwise) and link.shared is None
+        if group and not (joins and isinstance(links[group[-1]][0], Leafwise)):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def _name(link: Any) -> str:
+    return getattr(link, "name", type(link).__name__)
+
+
+@transformation
+def chain(*transforms: Transform) -> Chain:
+    """Apply transformations in order, each to the result of the one before.
+
+    Neighbouring transformations that see one leaf at a time run as one kernel per leaf.
+    Between links, updates are float32 or wider; they are rounded once, at the end. The state is
+    the tuple of the links' states. Extra arguments of `update` reach every link that takes
+    them; transformations from optax are welcome. An empty chain is the identity.
+
+    Args:
+        *transforms: The transformations.
+
+    Raises:
+        TypeError: An argument is not a transformation, such as a factory that was not called.
+
+    >>> import adaptax
+    >>> adaptax.chain(adaptax.clip(1.0), adaptax.scale(-0.1))
+    chain(clip(max_delta=1.0), scale(step_size=-0.1))
+    """
+    return Chain(tuple(node_of(tx) for tx in transforms))
+
+
+class _NamedLink(NamedTuple):
+    name: str
+    tx: GradientTransformation
+
+    def __repr__(self) -> str:
+        return f"({self.name!r}, {self.tx!r})"
+
+
+jax.tree_util.register_pytree_node(
+    _NamedLink, lambda link: ((link.tx,), link.name), lambda name, tx: _NamedLink(name, *tx)
+)
+
+
+class _NamedLinkKind(TransformationKind):
+    def canonical(self, function: str, name: str, value: Any) -> _NamedLink:  # type: ignore[override]
+        if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[0], str):
+            raise _checks.wrong_kind(function, name, "a pair of a name and a transformation", value)
+        return _NamedLink(value[0], super().canonical(function, value[0], value[1]))
+
+
+@transformation
+def named_chain(*transforms: Annotated[tuple[str, GradientTransformation], _NamedLinkKind()]) -> Chain:
+    """A `chain` of `(name, transformation)` pairs; the state is an OrderedDict by name.
+
+    Args:
+        *transforms: Pairs of a unique name and a transformation.
+
+    Raises:
+        ValueError: Two names are equal.
+        TypeError: An argument is not such a pair.
+    """
+    names = tuple(name for name, _ in transforms)
+    if len(set(names)) < len(names):
+        raise _checks.out_of_range("named_chain", "the names", "a set without repeats", names)
+    return Chain(tuple(node_of(tx) for _, tx in transforms), names)
+
+
+@transformation
+def identity() -> Leafwise:
+    """Return the updates as they are. State: `EmptyState`."""
+    return leafwise(lambda t, g, p: g, EmptyState)
+
+
+@transformation
+def stateless(f: Callable[[Any, Any], Any]) -> Any:
+    """Make a transformation of a function `f(updates, params) -> updates` of whole trees.
+
+    Args:
+        f: A pure function. `params` is None where `update` was called without.
+    """
+    return Pair(
+        lambda params: EmptyState(),
+        lambda updates, state, params=None, **extra_args: (f(updates, params), state),
+    )
+
+
+@transformation
+def with_extra_args_support(tx: Transform) -> Node:
+    """A transformation whose `update` takes any extra arguments and passes on what tx can use.
+
+    Adaptax's own transformations have this already, and `chain` does it for its links.
+
+    Args:
+        tx: A pair of functions, such as a transformation from optax.
+    """
+    return node_of(tx)
+
+
+class Pair(NamedTuple):
+    """The init and update of a transformation that is written with whole trees."""
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]

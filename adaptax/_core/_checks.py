@@ -1,0 +1,187 @@
+"""Every error of the library is made here: what was got, what is wanted, what to do."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHOWN = 5  # paths listed before "and N more"
+
+
+def wrong_kind(function: str, name: str, wanted: str, value: Any) -> TypeError:
+    """An argument of the wrong type."""
+    return TypeError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
+
+
+def out_of_range(
+    function: str, name: str, interval: str, value: Any, hint: str = ""
+) -> ValueError:
+    """An argument of the right type outside its range."""
+    verb = "be" if interval.startswith("one of") else "lie in"
+    return ValueError(
+        f"{function}: {name} must {verb} {interval}, got {_show(value)}." + (f" {hint}" * bool(hint))
+    )
+
+
+def bad_call(function: str, problem: str) -> TypeError:
+    """A call whose arguments don't fit the signature."""
+    return TypeError(f"{function}: {problem}.")
+
+
+def not_a_transformation(function: str, name: str, value: Any) -> TypeError:
+    """Something else where a transformation belongs; most often a factory that was not called."""
+    if callable(value):
+        called = getattr(value, "__name__", repr(value))
+        return TypeError(
+            f"{function}: {name} is the function {called} itself; call it, as in {called}(...)."
+        )
+    return TypeError(
+        f"{function}: {name} must be a transformation (a pair of init and update), "
+        f"got {_show(value)}."
+    )
+
+
+def schedule_without_count(function: str, name: str) -> TypeError:
+    """A schedule where the state has no step count to evaluate it at."""
+    return TypeError(
+        f"{function}: {name} is a schedule, but this transformation keeps no step count; "
+        "give a number."
+    )
+
+
+def not_scalar(function: str, name: str, value: Any) -> ValueError:
+    """A stacked hyperparameter used outside vmap, or a schedule that returned an array."""
+    return ValueError(
+        f"{function}: {name} has shape {jnp.shape(value)} where one number is wanted. "
+        "A transformation with stacked hyperparameters is for jax.vmap."
+    )
+
+
+def needs_params(where: str) -> ValueError:
+    """An update that reads the parameters was called without them."""
+    return ValueError(f"{where} needs params: call update(grads, state, params).")
+
+
+def wrong_state(where: str, wanted: str, state: Any) -> TypeError:
+    """The second argument of update is not a state of this transformation."""
+    return TypeError(
+        f"{where}: the second argument of update must be its state, {wanted}, got {_show(state)}. "
+        "The call is update(grads, state, params), with the state from init or the last update."
+    )
+
+
+def wrong_links(where: str, links: Sequence[str], state: Any) -> TypeError:
+    """The state of a chain has another number of links."""
+    got = f"{len(state)} states" if isinstance(state, tuple | dict) else _show(state)
+    return TypeError(
+        f"{where}: its state holds one state for each of its {len(links)} links "
+        f"({', '.join(links)}), got {got}. The call is update(grads, state, params)."
+    )
+
+
+def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
+    """A parameter that is not an array."""
+    at = jax.tree_util.keystr(path) or "the root"
+    return TypeError(f"{where}: parameters must be arrays, got {_show(leaf)} at {at}.")
+
+
+def bad_mask(where: str, problem: str) -> TypeError:
+    """A mask that does not fit the parameters, or is not made of bools."""
+    return TypeError(
+        f"{where}: a mask is a tree of bools with the parameters' structure (or a prefix of it), "
+        f"or a function that makes one from the parameters; {problem}."
+    )
+
+
+def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> ValueError:
+    """A parameter's label has no transformation."""
+    return ValueError(
+        f"{where}: the label of {path or 'the root'} must be one of {list(known)}, "
+        f"got {_show(label)}."
+    )
+
+
+class LeafError(Exception):
+    """Raised inside a kernel; the engine turns it into a `TreeMismatchError` with key paths."""
+
+
+class TreeMismatchError(ValueError):
+    """Two trees that should agree in structure, shape or dtype do not. `paths` lists where."""
+
+    def __init__(self, message: str, paths: Sequence[str]):
+        super().__init__(message)
+        self.paths = tuple(paths)
+
+
+def mismatch(where: str, name: str, tree: Any, other_name: str, other: Any) -> TreeMismatchError:
+    """Compare two trees leaf by leaf and say, at once, everything that differs."""
+    left, right = _by_path(tree), _by_path(other)
+    problems = {p: f"{p} is not in {name}" for p in right if p not in left}
+    problems |= {p: f"{p} is not in {other_name}" for p in left if p not in right}
+    for path in left.keys() & right.keys():
+        problem = _differ(left[path], right[path])
+        if problem:
+            problems[path] = f"{path} {problem}"
+    if not problems:
+        message = (
+            f"{where}: {name} and {other_name} have the same paths in different containers: "
+            f"{jax.tree.structure(tree)} against {jax.tree.structure(other)}."
+        )
+        return TreeMismatchError(message[:600], ())
+    order = [p for p in [*left, *right] if p in problems]
+    paths = list(dict.fromkeys(order))
+    total = len(left.keys() | right.keys())
+    return TreeMismatchError(
+        f"{where}: {name} do not match {other_name} at {len(paths)} of {total} leaves: "
+        f"{listed(problems[p] for p in paths)}.",
+        paths,
+    )
+
+
+def not_floating(where: str, name: str, tree: Any) -> TreeMismatchError:
+    """Integer or boolean arrays where a gradient belongs."""
+    wrong = {
+        path: jnp.result_type(leaf)
+        for path, leaf in _by_path(tree).items()
+        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        and jnp.result_type(leaf) != jax.dtypes.float0
+    }
+    return TreeMismatchError(
+        f"{where}: {name} must be floating or complex: "
+        f"{listed(f'{p} is {d}' for p, d in wrong.items())}. An integer parameter takes None or "
+        "jax's float0 as its gradient, and then stays as it is.",
+        list(wrong),
+    )
+
+
+def listed(items: Iterable[str]) -> str:
+    """At most `SHOWN` items, then how many more."""
+    items = list(items)
+    more = f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return "; ".join(items[:SHOWN]) + more
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    return {jax.tree_util.keystr(path) or "the root": leaf for path, leaf in leaves}
+
+
+def _differ(left: Any, right: Any) -> str:
+    if left is None or right is None:
+        return "" if left is None else "is an array against None"
+    if jnp.shape(left) != jnp.shape(right):
+        return f"has shape {jnp.shape(left)} against {jnp.shape(right)}"
+    return ""
+
+
+def _show(value: Any) -> str:
+    """A value and its type, short."""
+    if isinstance(value, jax.core.Tracer):
+        return f"a traced {value.aval.str_short()}"
+    if isinstance(value, np.ndarray | jax.Array) and value.size > 8:
+        return f"an array of shape {value.shape}"
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return f"{text} ({type(value).__name__})"

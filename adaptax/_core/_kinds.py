@@ -1,0 +1,196 @@
+"""Kinds of arguments: what each may be, how it is checked, and whether it is a number.
+
+A factory's signature is the declaration. `b2: DecayLike = 0.999` says that `b2` is a number in
+[0, 1); `nesterov: bool` that it is structure. `kind_of` reads an annotation; each kind then
+checks a value (raising in the words of `_checks`) and brings it to one canonical form, so that
+equal calls are equal values.
+"""
+
+import math
+import operator
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _checks
+from ._numerics import Decay
+
+Numeric = (float, int, np.ndarray, np.generic, jax.Array)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An argument that is structure: kept as it is, compared and hashed by value."""
+
+    numeric = False  # numeric arguments are the leaves of the transformation
+
+    def canonical(self, function: str, name: str, value: Any) -> Any:
+        """Check a value and return its canonical form."""
+        return value
+
+    def prepare(self, value: Any) -> Any:
+        """What the factory's body receives."""
+        return value
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """A number in an interval, or a schedule of such numbers."""
+
+    interval: str
+    decay: bool = False
+    hint: str = ""
+    numeric = True
+
+    def canonical(self, function: str, name: str, value: Any) -> Any:
+        if isinstance(value, Decay) or (callable(value) and not isinstance(value, type)):
+            return value
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Numeric):
+            raise _checks.wrong_kind(function, name, "a number or a schedule", value)
+        if isinstance(value, jax.core.Tracer):
+            return value
+        if not jnp.issubdtype(jnp.result_type(value), jnp.number) or np.iscomplexobj(value):
+            raise _checks.wrong_kind(function, name, "a real number", value)
+        if not self._holds(np.asarray(value, np.float64)):
+            raise _checks.out_of_range(function, name, self.interval, value, self.hint)
+        if not isinstance(value, jax.Array) and np.ndim(value) == 0:
+            return float(value)
+        return jnp.asarray(value)
+
+    def _holds(self, x: np.ndarray) -> bool:
+        low, high = (float(s) for s in self.interval[1:-1].split(","))
+        above = operator.ge if self.interval[0] == "[" else operator.gt
+        below = operator.le if self.interval[-1] == "]" else operator.lt
+        return bool(np.all(above(x, low) & below(x, high)))
+
+    def prepare(self, value: Any) -> Any:
+        if self.decay and value is not None and not callable(value):
+            return Decay.of(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Numbers(Kind):
+    """A tuple (of tuples) of numbers, each of one kind."""
+
+    each: Number
+    numeric = True
+
+    def canonical(self, function: str, name: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(self.canonical(function, f"{name}[{i}]", v) for i, v in enumerate(value))
+        return self.each.canonical(function, name, value)
+
+    def prepare(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self.prepare(v) for v in value)
+        return self.each.prepare(value)
+
+
+@dataclass(frozen=True)
+class Optional(Kind):
+    """None, or a value of another kind."""
+
+    kind: Kind
+
+    @property
+    def numeric(self) -> bool:  # type: ignore[override]
+        return self.kind.numeric
+
+    def canonical(self, function: str, name: str, value: Any) -> Any:
+        return None if value is None else self.kind.canonical(function, name, value)
+
+    def prepare(self, value: Any) -> Any:
+        return None if value is None else self.kind.prepare(value)
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """True or False."""
+
+    def canonical(self, function: str, name: str, value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise _checks.wrong_kind(function, name, "True or False", value)
+        return bool(value)
+
+
+@dataclass(frozen=True)
+class StaticInt(Kind):
+    """A whole number that decides structure, so that it can't be traced."""
+
+    def canonical(self, function: str, name: str, value: Any) -> int:
+        if isinstance(value, bool | np.bool_ | jax.core.Tracer):
+            raise _checks.wrong_kind(function, name, "a concrete integer", value)
+        try:
+            return operator.index(value)
+        except TypeError:
+            raise _checks.wrong_kind(function, name, "a concrete integer", value) from None
+
+
+@dataclass(frozen=True)
+class Choice(Kind):
+    """One of a few strings."""
+
+    options: tuple[str, ...]
+
+    def canonical(self, function: str, name: str, value: Any) -> str:
+        if value not in self.options:
+            wanted = "one of " + ", ".join(repr(o) for o in self.options)
+            raise _checks.out_of_range(function, name, wanted, value)
+        return value
+
+
+@dataclass(frozen=True)
+class DType(Kind):
+    """A floating or complex dtype, or None."""
+
+    def canonical(self, function: str, name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            dtype = jax.dtypes.canonicalize_dtype(value)
+        except TypeError:
+            raise _checks.wrong_kind(function, name, "a dtype", value) from None
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise _checks.wrong_kind(function, name, "a floating or complex dtype", value)
+        return dtype
+
+
+def kind_of(annotation: Any) -> Kind:
+    """The kind that a parameter's annotation declares; plain `Kind` where it declares none."""
+    if get_origin(annotation) is Annotated:
+        return next((m for m in annotation.__metadata__ if isinstance(m, Kind)), Kind())
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [a for a in get_args(annotation) if a is not type(None)]
+        inner = kind_of(members[0]) if len(members) == 1 else Kind()
+        return Optional(inner) if type(inner) is not Kind else Kind()
+    if get_origin(annotation) is Literal:
+        return Choice(get_args(annotation))
+    if annotation is bool:
+        return Flag()
+    if annotation is int:
+        return StaticInt()
+    return Kind()
+
+
+def frozen(value: Any) -> Any:
+    """A hashable stand-in for a structural argument, equal exactly when the argument is."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return (str(value.dtype), value.shape, np.asarray(value).tobytes())
+    if isinstance(value, Mapping):
+        return (type(value), tuple((k, frozen(v)) for k, v in value.items()))
+    if isinstance(value, list | tuple):
+        return (type(value), tuple(frozen(v) for v in value))
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    try:
+        hash(value)
+    except TypeError:
+        leaves, structure = jax.tree.flatten(value)
+        return (structure, tuple(frozen(v) for v in leaves))
+    return (type(value), value)

@@ -1,0 +1,309 @@
+"""The engine: a rule for one array, lifted to trees.
+
+`leafwise` is the only place where an algorithm meets a tree. For each leaf it runs one kernel: the
+rules of neighbouring links of a chain, one after the other, in float32 or wider, as an inner
+`jax.jit` with the hyperparameters as operands. The kernel depends on the links' structure
+alone (their factories and their arguments other than numbers), so it is traced once per shape and
+dtype for all leaves, all learning rates and all equal transformations.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import _checks, _tree
+from ._kinds import frozen
+from ._numerics import compute_dtype, safe_increment, widen
+from ._value import Call
+
+SKIP = "skip"  # a leaf's entry in `per_leaf` where the link leaves it alone
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One array of state for each parameter: by default zeros like it, float32 or wider.
+
+    Args:
+        fill: The initial value.
+        dtype: The dtype of storage; None takes the parameter's, but float32 for 16 bits.
+        real: Real also where the parameter is complex (second moments are).
+        make: `(param, dtype) -> array` where the slot is not shaped like the parameter.
+    """
+
+    fill: Any = 0.0
+    dtype: Any = None
+    real: bool = False
+    make: Callable[[Any, Any], Any] | None = None
+
+    def init(self, param: Any) -> Any:
+        """The slot of one parameter, on the parameter's devices."""
+        shape, dtype = jnp.shape(param), jnp.result_type(param)
+        if self.dtype is None:
+            inexact = jnp.issubdtype(dtype, jnp.inexact)
+            real = compute_dtype(dtype) if inexact else np.dtype(np.float32)
+            complex_ = jnp.issubdtype(dtype, jnp.complexfloating) and not self.real
+            dtype = np.result_type(real, np.complex64) if complex_ else real
+        else:
+            dtype = self.dtype
+        if self.make is not None:
+            return self.make(param, dtype)
+        if isinstance(param, jax.Array):
+            return jnp.full_like(param, self.fill, dtype=dtype)
+        return jnp.full(shape, self.fill, dtype)
+
+
+class Kernel(NamedTuple):
+    """What one update gives to one link's rule on every leaf."""
+
+    count: Any  # int32 (), the number of this step; None if the link doesn't count
+    numbers: dict[str, Any]  # hyperparameters, schedules evaluated
+    shared: dict[str, Any]  # scalars computed from the whole tree
+
+
+@dataclass(frozen=True, eq=False)
+class Leafwise:
+    """A transformation that sees one leaf at a time; made by `leafwise`."""
+
+    rule: Callable[..., Any]
+    state: type
+    slots: Mapping[str, Slot]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    needs_params: bool = False
+    shared: Callable[..., dict[str, Any]] | None = None
+    per_leaf: Callable[[Any], Sequence[Any]] | None = None
+    wrap: type | None = None
+    call: Call | None = None
+
+    def bind(self, call: Call) -> "Leafwise":
+        """Tell the node the call that it is built from; the innermost factory's counts."""
+        if self.call is not None:
+            return self
+        scheduled = [name for name, value in call.arguments.items() if _is_schedule(call, name, value)]
+        if scheduled and not self.counts:
+            raise _checks.schedule_without_count(call.name, scheduled[0])
+        return replace(self, call=call)
+
+    @property
+    def counts(self) -> bool:
+        """Whether the state keeps the number of steps."""
+        return "count" in self.state._fields  # type: ignore[attr-defined]
+
+    @property
+    def name(self) -> str:
+        """The factory's name."""
+        return "leafwise" if self.call is None else self.call.name
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step."""
+        _tree.check_arrays(self.name, params)
+        fields: dict[str, Any] = {"count": jnp.zeros((), jnp.int32)} if self.counts else {}
+        fields |= {name: jnp.asarray(value) for name, value in self.constants.items()}
+        fields |= {name: jax.tree.map(slot.init, params) for name, slot in self.slots.items()}
+        state = self.state(**fields)
+        return state if self.wrap is None else self.wrap(state)
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """Transform the updates; extra arguments are not needed."""
+        dtypes = _tree.dtypes(updates)
+        new, (state,) = run([self], [state], updates, params, where=[self.name], dtypes=dtypes)
+        return new, state
+
+    @functools.cached_property
+    def structure(self) -> "LinkStructure":
+        """The part of the link that its kernel is compiled for."""
+        assert self.call is not None
+        numbers = self._numeric()
+        rest = {k: v for k, v in self.call.arguments.items() if k not in numbers}
+        return LinkStructure(self.call.factory, tuple(numbers), rest)
+
+    def _numeric(self) -> dict[str, Any]:
+        """The arguments that are operands: numbers, and schedules, which become numbers."""
+        assert self.call is not None
+        kinds = self.call.factory.kinds
+        return {
+            name: value
+            for name, value in self.call.arguments.items()
+            if kinds[name].numeric and value is not None
+        }
+
+    def operands(self, state: Any, updates: Any, params: Any) -> Kernel:
+        """The scalars of this step."""
+        assert self.call is not None
+        count = state.count if self.counts else None
+        numbers = {}
+        for name, value in self._numeric().items():
+            if _is_schedule(self.call, name, value):
+                value = self.call.factory.kinds[name].prepare(value(count))
+            for leaf in jax.tree.leaves(value):
+                if jnp.ndim(leaf) != 0:
+                    raise _checks.not_scalar(self.name, name, leaf)
+            numbers[name] = value
+        shared = {} if self.shared is None else self.shared(updates, params)
+        return Kernel(None if count is None else safe_increment(count), numbers, shared)
+
+
+def leafwise(
+    rule: Callable[..., Any],
+    state: type,
+    *,
+    constants: Mapping[str, Any] | None = None,
+    needs_params: bool = False,
+    shared: Callable[..., dict[str, Any]] | None = None,
+    per_leaf: Callable[[Any], Sequence[Any]] | None = None,
+    **slots: Slot,
+) -> Leafwise:
+    """Lift a rule for one array to a transformation of trees.
+
+    Args:
+        rule: `rule(t, g, p, *slots) -> (u, *slots)`, or `-> u` without slots. t is the number of
+            the step from 1 (None if the state has no `count`), g the incoming update, p the
+            parameter; all arrays are float32 or wider, or complex. The factory's arguments that
+            the rule reads are scalars; a decay is a `Decay`, a schedule is its value at this step.
+        state: A NamedTuple class with a field for each slot, and perhaps `count` (int32).
+        constants: Further fields of the state, which no step changes.
+        needs_params: Whether the rule reads p; else it is None.
+        shared: `shared(updates, params) -> {name: scalar}` is run on the whole trees before the
+            rule, which receives its results by keyword.
+        per_leaf: `per_leaf(tree) -> [static value for each leaf]`, given to the rule as the
+            keyword `spec`; the link skips a leaf whose value is `SKIP`.
+        **slots: The arrays of state by their field names, in the rule's order.
+    """
+    return Leafwise(rule, state, slots, constants or {}, needs_params, shared, per_leaf)
+
+
+def run(
+    links: Sequence[Leafwise],
+    states: Sequence[Any],
+    updates: Any,
+    params: Any,
+    *,
+    where: Sequence[str],
+    dtypes: Sequence[Any] | None,
+) -> tuple[Any, list[Any]]:
+    """Run neighbouring links as one kernel per leaf.
+
+    `where` names the links in errors. `dtypes` are those of the resulting updates, leaf by leaf;
+    None leaves them in the dtype that the kernel computes in.
+    """
+    inner = [_tree.check_state(w, link, s) for link, s, w in zip(links, states, where, strict=True)]
+    reading = [w for link, w in zip(links, where, strict=True) if link.needs_params]
+    if reading and params is None:
+        raise _checks.needs_params(reading[0])
+    slots = [
+        (w, f"state.{n}", getattr(s, n))
+        for link, s, w in zip(links, inner, where, strict=True)
+        for n in link.slots
+    ]
+    others = [(reading[0], "params", params)] if reading else []
+    trees = _tree.Aligned(where[0], updates, others + slots)
+    kernels = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in trees.leaves[:1]):
+        kernels = jax.device_put(kernels)  # once, instead of at each leaf's dispatch
+    specs = [None if k.per_leaf is None else k.per_leaf(updates) for k in links]
+    structures = tuple(link.structure for link in links)
+    compiled: dict[Any, Any] = {}
+    new: list[list[Any]] = [[] for _ in range(1 + len(slots))]
+    for i, g in enumerate(trees.leaves):
+        p = trees.columns[0][i] if reading else None
+        old = tuple(column[i] for column in trees.columns[bool(reading) :])
+        if g is None or _tree.is_float0(g):
+            leaf = (g, *old)
+        else:
+            static = (
+                tuple(None if s is None else s[i] for s in specs),
+                None if dtypes is None else dtypes[i],
+            )
+            if static not in compiled:
+                compiled[static] = kernel(structures, *static)
+            try:
+                leaf = compiled[static](kernels, g, p, old)
+            except _checks.LeafError:
+                raise trees.explain() from None
+        for column, value in zip(new, leaf, strict=True):
+            column.append(value)
+    columns = (trees.rebuild(column) for column in new)
+    result = next(columns)
+    return result, [
+        _next_state(link, s, k.count, {n: next(columns) for n in link.slots})
+        for link, s, k in zip(links, inner, kernels, strict=True)
+    ]
+
+
+def _next_state(link: Leafwise, state: Any, count: Any, slots: dict[str, Any]) -> Any:
+    fields = {**state._asdict(), **slots}
+    if link.counts:
+        fields["count"] = count
+    state = link.state(**fields)
+    return state if link.wrap is None else link.wrap(state)
+
+
+class LinkStructure:
+    """A link without its numbers: hashable, and able to make the link from new numbers."""
+
+    __slots__ = ("arguments", "factory", "key")
+
+    def __init__(self, factory: Any, names: tuple[str, ...], arguments: dict[str, Any]):
+        self.factory = factory
+        self.arguments = arguments
+        self.key = (factory, names, frozen(arguments))
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, LinkStructure) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def link(self, numbers: dict[str, Any]) -> Leafwise:
+        """The link with these numbers in its rule."""
+        return self.factory.build({**self.arguments, **numbers})
+
+
+@functools.lru_cache(maxsize=4096)
+def kernel(
+    structures: tuple[LinkStructure, ...], specs: tuple[Any, ...], dtype: Any
+) -> Callable[..., Any]:
+    """The jitted function that takes one leaf through the rules of all links."""
+
+    def leaf(kernels: Any, g: Any, p: Any, slots: Any) -> Any:
+        if not jnp.issubdtype(g.dtype, jnp.inexact) or (p is not None and p.shape != g.shape):
+            raise _checks.LeafError
+        real = compute_dtype(*(x.dtype for x in jax.tree.leaves((g, p, slots))))
+
+        def operand(x: Any) -> Any:
+            return jnp.asarray(x, real)
+
+        u, p = widen(g, real), None if p is None else widen(p, real)
+        rest, new = list(slots), []
+        for structure, spec, (count, numbers, shared) in zip(
+            structures, specs, kernels, strict=True
+        ):
+            link = structure.link(jax.tree.map(operand, numbers))
+            mine, rest = rest[: len(link.slots)], rest[len(link.slots) :]
+            if spec == SKIP:
+                new += mine
+                continue
+            for slot, s in zip(link.slots.values(), mine, strict=True):
+                if jax.eval_shape(slot.init, g).shape != s.shape:
+                    raise _checks.LeafError
+            keywords = jax.tree.map(operand, shared) | ({} if spec is None else {"spec": spec})
+            t = None if count is None else count.astype(real)
+            out = link.rule(t, u, p, *(widen(s, real) for s in mine), **keywords)
+            u, *after = out if mine else (out,)
+            if u.shape != g.shape:
+                raise _checks.LeafError
+            new += [a.astype(s.dtype) for a, s in zip(after, mine, strict=True)]
+        return u.astype(u.dtype if dtype is None else dtype), *new
+
+    leaf.__name__ = leaf.__qualname__ = "_".join(s.factory.__name__ for s in structures)
+    return jax.jit(leaf)
+
+
+def _is_schedule(call: Call, name: str, value: Any) -> bool:
+    return call.factory.kinds[name].numeric and callable(value)

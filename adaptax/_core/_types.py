@@ -1,0 +1,37 @@
+"""The words of the library: what a scalar, a tree, a schedule and an argument may be."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+import jax
+import numpy as np
+
+from ._kinds import DType, Number
+from ._numerics import Decay
+
+ArrayTree: TypeAlias = Any
+"""A pytree of arrays. None is a leaf that is not there."""
+Params: TypeAlias = ArrayTree
+Updates: TypeAlias = ArrayTree
+OptState: TypeAlias = ArrayTree
+
+ScalarLike: TypeAlias = float | int | np.ndarray | np.generic | jax.Array
+Schedule: TypeAlias = Callable[[Any], Any]
+"""A function of the number of steps done so far (0 at the first update)."""
+ScalarOrSchedule: TypeAlias = ScalarLike | Schedule
+
+# A signature states the range of each number; the factory checks it (see `_kinds`).
+DecayLike = Annotated[ScalarOrSchedule | Decay, Number("[0, 1)", decay=True)]
+NonNegative = Annotated[ScalarOrSchedule, Number("[0, inf)")]
+Positive = Annotated[ScalarOrSchedule, Number("(0, inf)")]
+Real = Annotated[ScalarOrSchedule, Number("(-inf, inf)")]
+LearningRate = Annotated[
+    ScalarOrSchedule,
+    Number("[0, inf)", hint="To ascend, use scale_by_learning_rate(..., flip_sign=False)."),
+]
+DTypeLike = Annotated[Any, DType()]
+MaskLike: TypeAlias = ArrayTree | Callable[[Params], ArrayTree]
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that remembers nothing."""

@@ -1,0 +1,1 @@
+"""What goes in a chain beside an algorithm: scaling, clipping, decay, averages."""

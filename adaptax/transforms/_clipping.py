@@ -1,0 +1,68 @@
+"""Keeping updates small."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._core._leafwise import Leafwise, leafwise
+from .._core._numerics import root_mean_square
+from .._core._tree import global_norm
+from .._core._types import EmptyState, NonNegative, Positive
+from .._core._value import transformation
+
+
+@transformation
+def clip(max_delta: NonNegative) -> Leafwise:
+    """Clip each entry to [-max_delta, max_delta]. NaN stays NaN.
+
+    Args:
+        max_delta: The largest magnitude, >= 0, in the unit of the updates.
+    """
+    return leafwise(lambda t, g, p: jnp.clip(g, -max_delta, max_delta), EmptyState)
+
+
+@transformation
+def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
+    r"""Shrink all updates together so that their 2-norm is at most :math:`c`.
+
+    .. math::
+
+        u = g \cdot \min(1, c / \lVert g \rVert), \qquad
+        \lVert g \rVert = \sqrt{\textstyle\sum_{\text{leaves}} \sum_i |g_i|^2}
+
+    The norm is accumulated in float32 or wider and does not overflow where it is
+    representable. Updates whose norm is at most c pass unchanged, bit for bit; so do zeros.
+
+    Args:
+        max_norm: c >= 0, in the unit of the updates.
+
+    References:
+        Pascanu et al., "On the difficulty of training recurrent neural networks", 2013,
+        arXiv:1211.5063, algorithm 1.
+    """
+
+    def shared(updates: Any, params: Any) -> dict[str, Any]:
+        norm = global_norm(updates)
+        return {"factor": jnp.where(norm > max_norm, max_norm / norm, jnp.ones_like(norm))}
+
+    def rule(t, g, p, *, factor):
+        return factor * g
+
+    return leafwise(rule, EmptyState, shared=shared)
+
+
+@transformation
+def clip_by_block_rms(threshold: Positive) -> Leafwise:
+    """Shrink each leaf's update so that its root mean square is at most the threshold.
+
+    Args:
+        threshold: The largest root mean square, > 0, in the unit of the updates.
+
+    References:
+        Shazeer & Stern, "Adafactor", 2018, arXiv:1804.04235, section 6.
+    """
+
+    def rule(t, g, p):
+        return g / jnp.maximum(1.0, root_mean_square(g) / threshold)
+
+    return leafwise(rule, EmptyState)
