@@ -14,6 +14,8 @@ from ._core import _checks
 from ._core._kinds import Number, Numbers
 from ._core._types import NonNegative, Positive, Real
 from ._core._value import schedule
+
+
 class _Scales(Number):
     """Factors by the step from which they hold; the steps are structure, the factors numbers."""
 

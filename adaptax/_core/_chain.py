@@ -60,7 +60,8 @@ class Chain:
     def _flat(self, state: Any) -> Iterator[tuple[Node, Any]]:
         """Each link with its state, chains inside this one laid open."""
         wanted = OrderedDict if self.names else tuple
-        if not isinstance(state, wanted) or len(state) != len(self.links) or hasattr(state, "_fields"):
+        fits = isinstance(state, wanted) and not hasattr(state, "_fields")
+        if not fits or len(state) != len(self.links):
             raise _checks.wrong_links(self.name, [_name(link) for link in self.links], state)
         states = [state[n] for n in self.names] if self.names else state
         for link, link_state in zip(self.links, states, strict=True):
@@ -140,8 +141,11 @@ class _NamedLinkKind(TransformationKind):
         return _NamedLink(value[0], super().canonical(function, value[0], value[1]))
 
 
+NamedTransform = Annotated[tuple[str, GradientTransformation], _NamedLinkKind()]
+
+
 @transformation
-def named_chain(*transforms: Annotated[tuple[str, GradientTransformation], _NamedLinkKind()]) -> Chain:
+def named_chain(*transforms: NamedTransform) -> Chain:
     """A `chain` of `(name, transformation)` pairs; the state is an OrderedDict by name.
 
     Args:

@@ -15,14 +15,11 @@ def wrong_kind(function: str, name: str, wanted: str, value: Any) -> TypeError:
     return TypeError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
 
 
-def out_of_range(
-    function: str, name: str, interval: str, value: Any, hint: str = ""
-) -> ValueError:
+def out_of_range(function: str, name: str, interval: str, value: Any, hint: str = "") -> ValueError:
     """An argument of the right type outside its range."""
     verb = "be" if interval.startswith("one of") else "lie in"
-    return ValueError(
-        f"{function}: {name} must {verb} {interval}, got {_show(value)}." + (f" {hint}" * bool(hint))
-    )
+    hint = f" {hint}" if hint else ""
+    return ValueError(f"{function}: {name} must {verb} {interval}, got {_show(value)}.{hint}")
 
 
 def bad_call(function: str, problem: str) -> TypeError:
@@ -103,6 +100,15 @@ def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> Va
     )
 
 
+def not_a_matrix(where: str, path: str, ndim: int, numbers: Any) -> ValueError:
+    """A leaf whose axes do not make the matrix that was asked for."""
+    return ValueError(
+        f"{where}: {path or 'the root'} has {ndim} axes, which do not hold the matrix "
+        f"of {numbers}. Give weight_dimension_numbers with different axes for rows and columns, or use muon, "
+        "which leaves other parameters to AdamW."
+    )
+
+
 class LeafError(Exception):
     """Raised inside a kernel; the engine turns it into a `TreeMismatchError` with key paths."""
 
@@ -145,7 +151,8 @@ def not_floating(where: str, name: str, tree: Any) -> TreeMismatchError:
     wrong = {
         path: jnp.result_type(leaf)
         for path, leaf in _by_path(tree).items()
-        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        if leaf is not None
+        and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
         and jnp.result_type(leaf) != jax.dtypes.float0
     }
     return TreeMismatchError(

@@ -82,8 +82,13 @@ class Numbers(Kind):
     numeric = True
 
     def canonical(self, function: str, name: str, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise _checks.wrong_kind(function, name, "a tuple", value)
+        return self._each(function, name, value)
+
+    def _each(self, function: str, name: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return tuple(self.canonical(function, f"{name}[{i}]", v) for i, v in enumerate(value))
+            return tuple(self._each(function, f"{name}[{i}]", v) for i, v in enumerate(value))
         return self.each.canonical(function, name, value)
 
     def prepare(self, value: Any) -> Any:

@@ -72,7 +72,7 @@ class Leafwise:
     rule: Callable[..., Any]
     state: type
     slots: Mapping[str, Slot]
-    constants: Mapping[str, Any] = field(default_factory=dict)
+    scalars: Mapping[str, Any] = field(default_factory=dict)
     needs_params: bool = False
     shared: Callable[..., dict[str, Any]] | None = None
     per_leaf: Callable[[Any], Sequence[Any]] | None = None
@@ -83,7 +83,7 @@ class Leafwise:
         """Tell the node the call that it is built from; the innermost factory's counts."""
         if self.call is not None:
             return self
-        scheduled = [name for name, value in call.arguments.items() if _is_schedule(call, name, value)]
+        scheduled = [name for name, v in call.arguments.items() if _is_schedule(call, name, v)]
         if scheduled and not self.counts:
             raise _checks.schedule_without_count(call.name, scheduled[0])
         return replace(self, call=call)
@@ -102,7 +102,7 @@ class Leafwise:
         """The state before the first step."""
         _tree.check_arrays(self.name, params)
         fields: dict[str, Any] = {"count": jnp.zeros((), jnp.int32)} if self.counts else {}
-        fields |= {name: jnp.asarray(value) for name, value in self.constants.items()}
+        fields |= {name: jnp.asarray(value) for name, value in self.scalars.items()}
         fields |= {name: jax.tree.map(slot.init, params) for name, slot in self.slots.items()}
         state = self.state(**fields)
         return state if self.wrap is None else self.wrap(state)
@@ -145,15 +145,20 @@ class Leafwise:
                 if jnp.ndim(leaf) != 0:
                     raise _checks.not_scalar(self.name, name, leaf)
             numbers[name] = value
-        shared = {} if self.shared is None else self.shared(updates, params)
-        return Kernel(None if count is None else safe_increment(count), numbers, shared)
+        count = None if count is None else safe_increment(count)
+        shared = {}
+        if self.shared is not None:
+            t = None if count is None else count.astype(np.float32)
+            link = self.structure.link(numbers)  # its closure has the numbers of this step
+            shared = link.shared(t, updates, params, state)  # type: ignore[misc]
+        return Kernel(count, numbers, shared)
 
 
 def leafwise(
     rule: Callable[..., Any],
     state: type,
     *,
-    constants: Mapping[str, Any] | None = None,
+    scalars: Mapping[str, Any] | None = None,
     needs_params: bool = False,
     shared: Callable[..., dict[str, Any]] | None = None,
     per_leaf: Callable[[Any], Sequence[Any]] | None = None,
@@ -167,15 +172,16 @@ def leafwise(
             parameter; all arrays are float32 or wider, or complex. The factory's arguments that
             the rule reads are scalars; a decay is a `Decay`, a schedule is its value at this step.
         state: A NamedTuple class with a field for each slot, and perhaps `count` (int32).
-        constants: Further fields of the state, which no step changes.
+        scalars: Initial values of the state's fields that belong to the whole tree.
         needs_params: Whether the rule reads p; else it is None.
-        shared: `shared(updates, params) -> {name: scalar}` is run on the whole trees before the
-            rule, which receives its results by keyword.
+        shared: `shared(t, updates, params, state) -> {name: scalar}` is run on the whole trees
+            before the rule, which receives its results by keyword; those that have the name of
+            a field in `scalars` are its next value.
         per_leaf: `per_leaf(tree) -> [static value for each leaf]`, given to the rule as the
             keyword `spec`; the link skips a leaf whose value is `SKIP`.
         **slots: The arrays of state by their field names, in the rule's order.
     """
-    return Leafwise(rule, state, slots, constants or {}, needs_params, shared, per_leaf)
+    return Leafwise(rule, state, slots, scalars or {}, needs_params, shared, per_leaf)
 
 
 def run(
@@ -231,15 +237,16 @@ def run(
     columns = (trees.rebuild(column) for column in new)
     result = next(columns)
     return result, [
-        _next_state(link, s, k.count, {n: next(columns) for n in link.slots})
+        _next_state(link, s, k, {n: next(columns) for n in link.slots})
         for link, s, k in zip(links, inner, kernels, strict=True)
     ]
 
 
-def _next_state(link: Leafwise, state: Any, count: Any, slots: dict[str, Any]) -> Any:
+def _next_state(link: Leafwise, state: Any, kernel: Kernel, slots: dict[str, Any]) -> Any:
     fields = {**state._asdict(), **slots}
     if link.counts:
-        fields["count"] = count
+        fields["count"] = kernel.count
+    fields |= {name: kernel.shared[name] for name in link.scalars if name in kernel.shared}
     state = link.state(**fields)
     return state if link.wrap is None else link.wrap(state)
 

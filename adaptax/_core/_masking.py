@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import numpy as np
 
 from . import _checks, _tree
 from ._chain import Pair, Transform
@@ -38,9 +39,8 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     given = mask(tree) if callable(mask) else mask
     bools = _tree.broadcast(where, given, tree)
     for value in bools:
-        if isinstance(value, jax.core.Tracer) or getattr(value, "dtype", bool) != bool:
-            raise _checks.bad_mask(where, f"got {value!r}")
-        if not isinstance(value, bool) and not hasattr(value, "dtype"):
+        traced = isinstance(value, jax.core.Tracer)
+        if traced or not (isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_):
             raise _checks.bad_mask(where, f"got {value!r}")
     return [bool(b) for b in bools]
 
@@ -48,9 +48,7 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
 def _keep(tree: Any, chosen: list[bool]) -> Any:
     """The tree with `MaskedNode` in the place of leaves that are not chosen."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
-    return treedef.unflatten(
-        x if c else MaskedNode() for x, c in zip(leaves, chosen, strict=True)
-    )
+    return treedef.unflatten(x if c else MaskedNode() for x, c in zip(leaves, chosen, strict=True))
 
 
 def _merge(chosen: Any, tree: Any) -> Any:
@@ -104,9 +102,12 @@ def masked(inner: Transform, mask: MaskLike) -> Node:
 class _TransformsByLabel(TransformationKind):
     def canonical(self, function: str, name: str, value: Any) -> dict[Any, Any]:  # type: ignore[override]
         if not isinstance(value, Mapping):
-            raise _checks.wrong_kind(function, name, "a mapping of labels to transformations", value)
-        return {k: super(_TransformsByLabel, self).canonical(function, f"{name}[{k!r}]", v)
-                for k, v in value.items()}
+            wanted = "a mapping of labels to transformations"
+            raise _checks.wrong_kind(function, name, wanted, value)
+        return {
+            k: super(_TransformsByLabel, self).canonical(function, f"{name}[{k!r}]", v)
+            for k, v in value.items()
+        }
 
 
 @transformation

@@ -36,6 +36,12 @@ class Decay:
         complement = 1 - b
         return cls(complement, jnp.log1p(-complement))
 
+    def root(self) -> "Decay":
+        """√b, with 1 - √b = (1 - b) / (1 + √b)."""
+        is_float = isinstance(self.complement, float)
+        root = math.sqrt(self.value) if is_float else jnp.sqrt(self.value)
+        return Decay(self.complement / (1.0 + root), 0.5 * self.log)
+
     @property
     def value(self) -> Any:
         """b itself, rounded."""
@@ -47,9 +53,14 @@ def average(x: Any, mean: Any, decay: Any) -> Any:
     return mean + Decay.of(decay).complement * (x - mean)
 
 
+def weight(decay: Any, t: Any) -> Any:
+    """1 - bᵗ, the weight that an exponential average has seen in t steps."""
+    return -jnp.expm1(t * Decay.of(decay).log)
+
+
 def debias(mean: Any, decay: Any, t: Any) -> Any:
-    """Divide an average that began at zero by the weight that it has seen, 1 - bᵗ."""
-    return mean / -jnp.expm1(t * Decay.of(decay).log)
+    """Divide an average that began at zero by the weight that it has seen."""
+    return mean / weight(decay, t)
 
 
 def abs_sq(x: Any) -> Any:

@@ -134,3 +134,14 @@ def global_norm(updates: Any) -> Float[Array, ""]:
     An empty tree has norm 0.
     """
     return norm([jnp.asarray(x) for x in jax.tree.leaves(updates) if not is_float0(x)])
+
+
+def total(f: Any, updates: Any, *others: Any, where: str = "update") -> Any:
+    """Σ f(g, ...) over the leaves that have a gradient; f returns a scalar, float32 or wider."""
+    trees = Aligned(where, updates, [(where, "the other tree", tree) for tree in others])
+    terms = [
+        f(g, *rest)
+        for g, *rest in zip(trees.leaves, *trees.columns, strict=True)
+        if g is not None and not is_float0(g)
+    ]
+    return sum(terms, jnp.zeros((), jnp.float32))

@@ -336,7 +336,7 @@ class Structure:
         return self.factory.__name__
 
 
-def _register(cls: type, call_of: Callable[[Any], Call | None], make: Callable[[Call], Any]) -> None:
+def _register(cls: type, call_of: Callable[[Any], Any], make: Callable[[Call], Any]) -> None:
     """Register a value as a pytree of its call's numbers, under their argument names."""
 
     def flatten_with_keys(value: Any) -> Any:
@@ -364,4 +364,3 @@ _register(
     lambda call: GradientTransformation(Method(call, "init"), Method(call, "update")),
 )
 _register(ScheduleValue, lambda value: value.call, ScheduleValue)
-

@@ -1,0 +1,4 @@
+"""Working with optax and torch: their transformations here, ours there, states both ways."""
+
+from ._optax import as_optax as as_optax
+from ._optax import convert_state as convert_state

@@ -1,0 +1,1 @@
+"""The algorithms, one module for each family. Siblings do not know each other."""

@@ -41,7 +41,7 @@ def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
         arXiv:1211.5063, algorithm 1.
     """
 
-    def shared(updates: Any, params: Any) -> dict[str, Any]:
+    def shared(t: Any, updates: Any, params: Any, state: Any) -> dict[str, Any]:
         norm = global_norm(updates)
         return {"factor": jnp.where(norm > max_norm, max_norm / norm, jnp.ones_like(norm))}
 
