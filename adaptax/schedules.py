@@ -74,7 +74,7 @@ def polynomial_schedule(
 
     def at(count: Any) -> Any:
         left = 1.0 - _progress(count, transition_begin, transition_steps)
-        return (init_value - end_value) * left**power + end_value  # type: ignore[operator]
+        return (init_value - end_value) * left**power + end_value
 
     return at
 
@@ -123,16 +123,16 @@ def exponential_decay(
 
     def at(count: Any) -> Any:
         elapsed = jnp.maximum(count - transition_begin, 0)
-        exponent = elapsed / jnp.where(transition_steps > 0, transition_steps, 1)  # type: ignore[operator]
+        exponent = elapsed / jnp.where(transition_steps > 0, transition_steps, 1)
         exponent = jnp.floor(exponent) if staircase else exponent
-        frozen = jnp.logical_or(transition_steps <= 0, decay_rate == 0)  # type: ignore[operator]
-        value = init_value * jnp.where(frozen, 1.0, decay_rate**exponent)  # type: ignore[operator]
+        frozen = jnp.logical_or(transition_steps <= 0, decay_rate == 0)
+        value = init_value * jnp.where(frozen, 1.0, decay_rate**exponent)
         if end_value is None:
             return value
         bounded = jnp.where(
-            decay_rate < 1,  # type: ignore[operator]
-            jnp.maximum(value, end_value),  # type: ignore[arg-type]
-            jnp.minimum(value, end_value),  # type: ignore[arg-type]
+            decay_rate < 1,
+            jnp.maximum(value, end_value),
+            jnp.minimum(value, end_value),
         )
         return jnp.where(frozen, init_value, bounded)
 
@@ -161,8 +161,8 @@ def cosine_decay_schedule(
     """
 
     def at(count: Any) -> Any:
-        cosine = _half_cosine(_progress(count, 0, decay_steps)) ** exponent  # type: ignore[operator]
-        return init_value * ((1 - alpha) * cosine + alpha)  # type: ignore[operator]
+        cosine = _half_cosine(_progress(count, 0, decay_steps)) ** exponent
+        return init_value * ((1 - alpha) * cosine + alpha)
 
     return at
 
@@ -201,10 +201,10 @@ def warmup_cosine_decay_schedule(
             )
 
     def at(count: Any) -> Any:
-        up = init_value + (peak_value - init_value) * _progress(count, 0, warmup_steps)  # type: ignore[operator]
-        s = _progress(count, warmup_steps, decay_steps - warmup_steps)  # type: ignore[operator]
-        down = end_value + (peak_value - end_value) * _half_cosine(s) ** exponent  # type: ignore[operator]
-        return jnp.where(count < warmup_steps, up, down)  # type: ignore[operator]
+        up = init_value + (peak_value - init_value) * _progress(count, 0, warmup_steps)
+        s = _progress(count, warmup_steps, decay_steps - warmup_steps)
+        down = end_value + (peak_value - end_value) * _half_cosine(s) ** exponent
+        return jnp.where(count < warmup_steps, up, down)
 
     return at
 
@@ -225,7 +225,7 @@ def piecewise_constant_schedule(
     def at(count: Any) -> Any:
         value = init_value
         for boundary, factor in (boundaries_and_scales or {}).items():
-            value = jnp.where(count >= boundary, value * factor, value)  # type: ignore[operator]
+            value = jnp.where(count >= boundary, value * factor, value)
         return value
 
     return at

@@ -1,7 +1,7 @@
 """Transformations one after the other."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -35,40 +35,39 @@ class Chain:
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         """Run the links in order; the result is rounded once, to the dtypes of the updates."""
-        wanted = _tree.dtypes(updates)
-        links = list(self._flat(state))
+        dtypes = _tree.dtypes(updates)
         new_states: list[Any] = []
-        for group in _groups(links):
-            where = [self._where(i, links) for i in group]
-            some = [links[i] for i in group]
-            if isinstance(some[0][0], Leafwise):
+        groups = list(_groups(self._flat(state)))
+        for i, group in enumerate(groups):
+            together = [item for item in group if isinstance(item.link, Leafwise)]
+            if together:
+                last = i == len(groups) - 1
                 updates, states = _leafwise.run(
-                    [link for link, _ in some],  # type: ignore[misc]
-                    [state for _, state in some],
+                    [item.link for item in together],
+                    [item.state for item in together],
                     updates,
                     params,
-                    where=where,
-                    dtypes=wanted if group[-1] == len(links) - 1 else None,
+                    where=[item.where for item in together],
+                    dtypes=dtypes if last else None,
                 )
                 new_states += states
             else:
-                (link, link_state) = some[0]
-                updates, new_state = link.update(updates, link_state, params, **extra_args)
-                new_states.append(new_state)
-        return _tree.round_to(updates, wanted), self._nested(iter(new_states))
+                (alone,) = group
+                updates, new = alone.link.update(updates, alone.state, params, **extra_args)
+                new_states.append(new)
+        return _tree.round_to(updates, dtypes), self._nested(iter(new_states))
 
-    def _flat(self, state: Any) -> Iterator[tuple[Node, Any]]:
-        """Each link with its state, chains inside this one laid open."""
-        wanted = OrderedDict if self.names else tuple
-        fits = isinstance(state, wanted) and not hasattr(state, "_fields")
-        if not fits or len(state) != len(self.links):
+    def _flat(self, state: Any) -> "Iterator[_Item]":
+        """The links with their states, chains inside this one laid open."""
+        fits = isinstance(state, OrderedDict if self.names else tuple)
+        if not fits or hasattr(state, "_fields") or len(state) != len(self.links):
             raise _checks.wrong_links(self.name, [_name(link) for link in self.links], state)
-        states = [state[n] for n in self.names] if self.names else state
-        for link, link_state in zip(self.links, states, strict=True):
+        states = [*state.values()] if isinstance(state, OrderedDict) else state
+        for i, (link, inner) in enumerate(zip(self.links, states, strict=True)):
             if isinstance(link, Chain):
-                yield from link._flat(link_state)
+                yield from link._flat(inner)
             else:
-                yield link, link_state
+                yield _Item(link, inner, f"{_name(link)} (link {i + 1} of {self.name})")
 
     def _nested(self, states: Iterator[Any]) -> Any:
         return self._pack(
@@ -78,19 +77,22 @@ class Chain:
     def _pack(self, states: list[Any]) -> Any:
         return OrderedDict(zip(self.names, states, strict=True)) if self.names else tuple(states)
 
-    def _where(self, i: int, links: Sequence[tuple[Node, Any]]) -> str:
-        return f"{_name(links[i][0])} (link {i + 1} of {self.name})"
+
+class _Item(NamedTuple):
+    link: Any
+    state: Any
+    where: str  # for errors
 
 
-def _groups(links: Sequence[tuple[Node, Any]]) -> Iterator[list[int]]:
+def _groups(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     """Runs of links that share a kernel; one that looks at the whole tree begins a new run."""
-    group: list[int] = []
-    for i, (link, _) in enumerate(links):
-        joins = isinstance(link, Leafwise) and link.shared is None
-        if group and not (joins and isinstance(links[group[-1]][0], Leafwise)):
+    group: list[_Item] = []
+    for item in items:
+        joins = isinstance(item.link, Leafwise) and item.link.shared is None
+        if group and not (joins and isinstance(group[-1].link, Leafwise)):
             yield group
             group = []
-        group.append(i)
+        group.append(item)
     if group:
         yield group
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 SHOWN = 5  # paths listed before "and N more"
 
@@ -104,8 +105,8 @@ def not_a_matrix(where: str, path: str, ndim: int, numbers: Any) -> ValueError:
     """A leaf whose axes do not make the matrix that was asked for."""
     return ValueError(
         f"{where}: {path or 'the root'} has {ndim} axes, which do not hold the matrix "
-        f"of {numbers}. Give weight_dimension_numbers with different axes for rows and columns, or use muon, "
-        "which leaves other parameters to AdamW."
+        f"of {numbers}. Give weight_dimension_numbers with different axes for rows and columns, "
+        "or use muon, which leaves other parameters to AdamW."
     )
 
 
@@ -185,7 +186,7 @@ def _differ(left: Any, right: Any) -> str:
 
 def _show(value: Any) -> str:
     """A value and its type, short."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return f"a traced {value.aval.str_short()}"
     if isinstance(value, np.ndarray | jax.Array) and value.size > 8:
         return f"an array of shape {value.shape}"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from . import _checks
 from ._numerics import Decay
@@ -52,7 +53,7 @@ class Number(Kind):
             return value
         if isinstance(value, bool | np.bool_) or not isinstance(value, Numeric):
             raise _checks.wrong_kind(function, name, "a number or a schedule", value)
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             return value
         if not jnp.issubdtype(jnp.result_type(value), jnp.number) or np.iscomplexobj(value):
             raise _checks.wrong_kind(function, name, "a real number", value)
@@ -129,7 +130,7 @@ class StaticInt(Kind):
     """A whole number that decides structure, so that it can't be traced."""
 
     def canonical(self, function: str, name: str, value: Any) -> int:
-        if isinstance(value, bool | np.bool_ | jax.core.Tracer):
+        if isinstance(value, bool | np.bool_ | Tracer):
             raise _checks.wrong_kind(function, name, "a concrete integer", value)
         try:
             return operator.index(value)

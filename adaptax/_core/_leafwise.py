@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from . import _checks, _tree
 from ._kinds import frozen
@@ -149,8 +150,9 @@ class Leafwise:
         shared = {}
         if self.shared is not None:
             t = None if count is None else count.astype(np.float32)
-            link = self.structure.link(numbers)  # its closure has the numbers of this step
-            shared = link.shared(t, updates, params, state)  # type: ignore[misc]
+            here = self.structure.link(numbers).shared  # its closure has this step's numbers
+            assert here is not None
+            shared = here(t, updates, params, state)
         return Kernel(count, numbers, shared)
 
 
@@ -210,7 +212,7 @@ def run(
     others = [(reading[0], "params", params)] if reading else []
     trees = _tree.Aligned(where[0], updates, others + slots)
     kernels = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in trees.leaves[:1]):
+    if not any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
         kernels = jax.device_put(kernels)  # once, instead of at each leaf's dispatch
     specs = [None if k.per_leaf is None else k.per_leaf(updates) for k in links]
     structures = tuple(link.structure for link in links)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from . import _checks, _tree
 from ._chain import Pair, Transform
@@ -39,7 +40,7 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     given = mask(tree) if callable(mask) else mask
     bools = _tree.broadcast(where, given, tree)
     for value in bools:
-        traced = isinstance(value, jax.core.Tracer)
+        traced = isinstance(value, Tracer)
         if traced or not (isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_):
             raise _checks.bad_mask(where, f"got {value!r}")
     return [bool(b) for b in bools]

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from ._kinds import DType, Number
-from ._numerics import Decay
 
 ArrayTree: TypeAlias = Any
 """A pytree of arrays. None is a leaf that is not there."""
@@ -20,13 +19,14 @@ Schedule: TypeAlias = Callable[[Any], Any]
 """A function of the number of steps done so far (0 at the first update)."""
 ScalarOrSchedule: TypeAlias = ScalarLike | Schedule
 
-# A signature states the range of each number; the factory checks it (see `_kinds`).
-DecayLike = Annotated[ScalarOrSchedule | Decay, Number("[0, 1)", decay=True)]
-NonNegative = Annotated[ScalarOrSchedule, Number("[0, inf)")]
-Positive = Annotated[ScalarOrSchedule, Number("(0, inf)")]
-Real = Annotated[ScalarOrSchedule, Number("(-inf, inf)")]
+# A signature states the range of each number; the factory checks it (see `_kinds`). A user gives
+# a number or a schedule; the body and the rule receive a scalar, perhaps traced, or a `Decay`.
+DecayLike = Annotated[Any, Number("[0, 1)", decay=True)]
+NonNegative = Annotated[Any, Number("[0, inf)")]
+Positive = Annotated[Any, Number("(0, inf)")]
+Real = Annotated[Any, Number("(-inf, inf)")]
 LearningRate = Annotated[
-    ScalarOrSchedule,
+    Any,
     Number("[0, inf)", hint="To ascend, use scale_by_learning_rate(..., flip_sign=False)."),
 ]
 DTypeLike = Annotated[Any, DType()]

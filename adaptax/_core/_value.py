@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from . import _checks
 from ._kinds import Kind, frozen, kind_of
@@ -96,8 +97,8 @@ class Call:
             built = self.factory.build(self.arguments)
             if isinstance(built, GradientTransformation):
                 built = node_of(built)
-            if hasattr(built, "bind"):
-                built = built.bind(self)
+            bind = getattr(built, "bind", None)
+            built = built if bind is None else bind(self)
             if all(type(leaf) is float for leaf in jax.tree.leaves(self.numbers)):
                 self._built = built
             return built
@@ -290,7 +291,7 @@ def _is_tree_of_numbers(value: Any) -> bool:
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+    if isinstance(a, Tracer) or isinstance(b, Tracer):
         return False
     if isinstance(a, np.ndarray | jax.Array) or isinstance(b, np.ndarray | jax.Array):
         return frozen(a) == frozen(b)
@@ -304,7 +305,7 @@ def _is_default(value: Any, default: Any) -> bool:
 def _spelled(value: Any) -> str:
     if isinstance(value, np.dtype):
         return repr(value.name)
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
         return f"jnp.array({np.asarray(value).tolist()}, {value.dtype.name!r})"
     if inspect.isfunction(value):
         return value.__qualname__

@@ -22,7 +22,8 @@ def as_optax(tx: GradientTransformation) -> Any:
     """
     import optax
 
-    return optax.GradientTransformationExtraArgs(tx.init, tx.update)
+    pair: tuple[Any, Any] = tx  # untyped: optax's protocols want their own argument names
+    return optax.GradientTransformationExtraArgs(*pair)
 
 
 def convert_state(state: Any, like: Any) -> Any:

@@ -122,20 +122,21 @@ def scale_by_factored_rms(
         rows, cols = jnp.expand_dims(row / mean, largest), jnp.expand_dims(col, second)
         return g / jnp.sqrt(rows) / jnp.sqrt(cols), row, col, v
 
-    slots = {
-        "v_row": Slot(make=without(1), real=True),
-        "v_col": Slot(make=without(0), real=True),
-        "v": Slot(make=full, real=True),
-    }
-    return leafwise(rule, FactoredState, **slots)
+    return leafwise(
+        rule,
+        FactoredState,
+        v_row=Slot(make=without(1), real=True),
+        v_col=Slot(make=without(0), real=True),
+        v=Slot(make=full, real=True),
+    )
 
 
 @transformation
 def _add_scaled_decay(weight_decay: Real, learning_rate: LearningRate) -> Leafwise:
     """u = g + αλp: the place in the chain is after the learning rate, so the decay brings it."""
-    scheduled = callable(weight_decay) or callable(learning_rate)
+    scheduled = any(map(callable, (weight_decay, learning_rate)))
     return leafwise(
-        lambda t, g, p: g + (weight_decay * learning_rate) * p,  # type: ignore[operator]
+        lambda t, g, p: g + (weight_decay * learning_rate) * p,
         WeightDecaySchedule if scheduled else EmptyState,
         needs_params=True,
     )

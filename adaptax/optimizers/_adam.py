@@ -165,8 +165,13 @@ def scale_by_amsgrad(
         v = debias(nu_max, b2, t) if after else nu_max
         return m / (jnp.sqrt(v + eps_root) + eps), mu, nu, nu_max
 
-    slots = {"mu": Slot(dtype=mu_dtype), "nu": Slot(real=True), "nu_max": Slot(real=True)}
-    return leafwise(rule, ScaleByAmsgradState, **slots)
+    return leafwise(
+        rule,
+        ScaleByAmsgradState,
+        mu=Slot(dtype=mu_dtype),
+        nu=Slot(real=True),
+        nu_max=Slot(real=True),
+    )
 
 
 @transformation

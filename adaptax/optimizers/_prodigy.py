@@ -104,7 +104,7 @@ def prodigy(
 
     def shared(t: Any, updates: Any, params: Any, state: ProdigyState) -> dict[str, Any]:
         d = state.estim_lr
-        rate = d * learning_rate * jnp.sqrt(weight(b2, t)) / weight(b1, t)  # type: ignore[operator]
+        rate = d * learning_rate * jnp.sqrt(weight(b2, t)) / weight(b1, t)
         push = (d if safeguard_warmup else rate) * d / estim_lr0
         come = _tree.total(_inner_product, updates, state.params0, params)
         r = b3.value * state.numerator_weighted + rate * d / estim_lr0 * come

@@ -44,7 +44,7 @@ def add_decayed_weights(
     if mask is not None:
         return masked(add_decayed_weights(weight_decay), mask)
     return leafwise(
-        lambda t, g, p: g + weight_decay * p,  # type: ignore[operator]
+        lambda t, g, p: g + weight_decay * p,
         WeightDecaySchedule if callable(weight_decay) else EmptyState,
         needs_params=True,
     )

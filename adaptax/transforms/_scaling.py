@@ -60,7 +60,7 @@ def scale_by_learning_rate(
     if learning_rate is None:
         return leafwise(lambda t, g, p: sign * g, EmptyState)
     return leafwise(
-        lambda t, g, p: (sign * learning_rate) * g,  # type: ignore[operator]
+        lambda t, g, p: (sign * learning_rate) * g,
         ScaleByScheduleState if callable(learning_rate) else EmptyState,
     )
 

