@@ -10,10 +10,7 @@ from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from ._core import _checks
-from ._core._kinds import Number, Numbers
-from ._core._types import NonNegative, Positive, Real
-from ._core._value import schedule
+from ._core import NonNegative, Number, Numbers, Positive, Real, _checks, schedule
 
 
 class _Scales(Number):

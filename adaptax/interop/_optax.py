@@ -1,11 +1,10 @@
 """Optax: hand it a transformation; move a state from one library to the other."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 
-from .._core import _checks
-from .._core._value import GradientTransformation
+from .._core import GradientTransformation, _checks
 
 
 def as_optax(tx: GradientTransformation) -> Any:
@@ -22,8 +21,7 @@ def as_optax(tx: GradientTransformation) -> Any:
     """
     import optax
 
-    pair: tuple[Any, Any] = tx  # untyped: optax's protocols want their own argument names
-    return optax.GradientTransformationExtraArgs(*pair)
+    return optax.GradientTransformationExtraArgs(cast(Any, tx.init), cast(Any, tx.update))
 
 
 def convert_state(state: Any, like: Any) -> Any:

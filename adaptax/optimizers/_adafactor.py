@@ -7,26 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from .._core._chain import chain
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._masking import masked
-from .._core._numerics import abs_sq, average
-from .._core._types import (
+from .._core import (
     ArrayTree,
     DecayLike,
     DTypeLike,
     EmptyState,
+    GradientTransformation,
+    Leafwise,
     LearningRate,
     MaskLike,
     NonNegative,
     Positive,
     Real,
+    Slot,
+    abs_sq,
+    average,
+    chain,
+    leafwise,
+    masked,
+    transformation,
 )
-from .._core._value import GradientTransformation, transformation
-from ..transforms._averaging import ema
-from ..transforms._clipping import clip_by_block_rms
-from ..transforms._decay import WeightDecaySchedule
-from ..transforms._scaling import scale, scale_by_learning_rate, scale_by_param_block_rms
+from ..transforms import (
+    WeightDecaySchedule,
+    clip_by_block_rms,
+    ema,
+    scale,
+    scale_by_learning_rate,
+    scale_by_param_block_rms,
+)
 
 
 class FactoredState(NamedTuple):

@@ -4,12 +4,19 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .._core._chain import chain
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._numerics import abs_sq
-from .._core._types import ArrayTree, LearningRate, NonNegative
-from .._core._value import GradientTransformation, transformation
-from ..transforms._scaling import scale_by_learning_rate
+from .._core import (
+    ArrayTree,
+    GradientTransformation,
+    Leafwise,
+    LearningRate,
+    NonNegative,
+    Slot,
+    abs_sq,
+    chain,
+    leafwise,
+    transformation,
+)
+from ..transforms import scale_by_learning_rate
 
 
 class ScaleByRssState(NamedTuple):

@@ -5,21 +5,26 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._core._chain import chain
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._numerics import Decay, abs_sq, average, debias
-from .._core._types import (
+from .._core import (
     ArrayTree,
+    Decay,
     DecayLike,
     DTypeLike,
+    GradientTransformation,
+    Leafwise,
     LearningRate,
     MaskLike,
     NonNegative,
     Real,
+    Slot,
+    abs_sq,
+    average,
+    chain,
+    debias,
+    leafwise,
+    transformation,
 )
-from .._core._value import GradientTransformation, transformation
-from ..transforms._decay import add_decayed_weights
-from ..transforms._scaling import scale_by_learning_rate
+from ..transforms import add_decayed_weights, scale_by_learning_rate
 
 
 class ScaleByAdamState(NamedTuple):

@@ -1,10 +1,16 @@
 """LAMB: Adam's direction, each leaf given the size of its parameter."""
 
-from .._core._chain import chain
-from .._core._types import DecayLike, LearningRate, MaskLike, NonNegative, Real
-from .._core._value import GradientTransformation, transformation
-from ..transforms._decay import add_decayed_weights
-from ..transforms._scaling import scale_by_learning_rate, scale_by_trust_ratio
+from .._core import (
+    DecayLike,
+    GradientTransformation,
+    LearningRate,
+    MaskLike,
+    NonNegative,
+    Real,
+    chain,
+    transformation,
+)
+from ..transforms import add_decayed_weights, scale_by_learning_rate, scale_by_trust_ratio
 from ._adam import scale_by_adam
 
 

@@ -5,21 +5,23 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._core._chain import chain
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._numerics import average
-from .._core._types import (
+from .._core import (
     ArrayTree,
     DecayLike,
     DTypeLike,
+    GradientTransformation,
+    Leafwise,
     LearningRate,
     MaskLike,
     NonNegative,
     Real,
+    Slot,
+    average,
+    chain,
+    leafwise,
+    transformation,
 )
-from .._core._value import GradientTransformation, transformation
-from ..transforms._decay import add_decayed_weights
-from ..transforms._scaling import scale_by_learning_rate
+from ..transforms import add_decayed_weights, scale_by_learning_rate
 
 
 class ScaleByLionState(NamedTuple):

@@ -8,27 +8,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._core import _checks, _tree
-from .._core._chain import chain
-from .._core._kinds import Number, Numbers
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._linalg import Preconditioning, newton_schulz
-from .._core._masking import MaskedNode, partition
-from .._core._numerics import Decay, average, debias
-from .._core._types import (
+from .._core import (
     ArrayTree,
+    Decay,
     DecayLike,
     DTypeLike,
     EmptyState,
+    GradientTransformation,
+    Leafwise,
     LearningRate,
+    MaskedNode,
     MaskLike,
     NonNegative,
+    Number,
+    Numbers,
     Positive,
+    Preconditioning,
     Real,
+    Slot,
+    _checks,
+    _tree,
+    average,
+    chain,
+    debias,
+    leafwise,
+    newton_schulz,
+    partition,
+    transformation,
 )
-from .._core._value import GradientTransformation, transformation
-from ..transforms._decay import add_decayed_weights
-from ..transforms._scaling import scale_by_learning_rate
+from ..transforms import add_decayed_weights, scale_by_learning_rate
 from ._adam import adamw
 
 JORDAN = (3.4445, -4.7750, 2.0315)

@@ -7,12 +7,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._core import _tree
-from .._core._kinds import Number, Numbers
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._numerics import Decay, abs_sq, average, compute_dtype, weight, widen
-from .._core._types import ArrayTree, DecayLike, LearningRate, NonNegative, Positive, Real
-from .._core._value import transformation
+from .._core import (
+    ArrayTree,
+    Decay,
+    DecayLike,
+    Leafwise,
+    LearningRate,
+    NonNegative,
+    Number,
+    Numbers,
+    Positive,
+    Real,
+    Slot,
+    _tree,
+    abs_sq,
+    average,
+    compute_dtype,
+    leafwise,
+    transformation,
+    weight,
+    widen,
+)
 
 
 class ProdigyState(NamedTuple):

@@ -5,13 +5,23 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._core._chain import chain, identity
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._numerics import abs_sq, average, debias
-from .._core._types import ArrayTree, DecayLike, LearningRate, NonNegative
-from .._core._value import GradientTransformation, transformation
-from ..transforms._averaging import trace
-from ..transforms._scaling import scale_by_learning_rate
+from .._core import (
+    ArrayTree,
+    DecayLike,
+    GradientTransformation,
+    Leafwise,
+    LearningRate,
+    NonNegative,
+    Slot,
+    abs_sq,
+    average,
+    chain,
+    debias,
+    identity,
+    leafwise,
+    transformation,
+)
+from ..transforms import scale_by_learning_rate, trace
 
 
 class ScaleByRmsState(NamedTuple):

@@ -1,10 +1,15 @@
 """Gradient descent, plain and with momentum."""
 
-from .._core._chain import chain, identity
-from .._core._types import DTypeLike, LearningRate, NonNegative
-from .._core._value import GradientTransformation, transformation
-from ..transforms._averaging import trace
-from ..transforms._scaling import scale_by_learning_rate
+from .._core import (
+    DTypeLike,
+    GradientTransformation,
+    LearningRate,
+    NonNegative,
+    chain,
+    identity,
+    transformation,
+)
+from ..transforms import scale_by_learning_rate, trace
 
 
 @transformation

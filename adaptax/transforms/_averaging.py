@@ -4,11 +4,18 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Int
 
-from .._core._leafwise import Leafwise, Slot, leafwise
-from .._core._numerics import average
-from .._core._numerics import debias as debiased
-from .._core._types import ArrayTree, DecayLike, DTypeLike, Real
-from .._core._value import transformation
+from .._core import (
+    ArrayTree,
+    DecayLike,
+    DTypeLike,
+    Leafwise,
+    Real,
+    Slot,
+    average,
+    leafwise,
+    transformation,
+)
+from .._core import debias as debiased
 
 
 class TraceState(NamedTuple):

@@ -4,11 +4,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._core._leafwise import Leafwise, leafwise
-from .._core._numerics import root_mean_square
-from .._core._tree import global_norm
-from .._core._types import EmptyState, NonNegative, Positive
-from .._core._value import transformation
+from .._core import (
+    EmptyState,
+    Leafwise,
+    NonNegative,
+    Positive,
+    global_norm,
+    leafwise,
+    root_mean_square,
+    transformation,
+)
 
 
 @transformation

@@ -4,10 +4,16 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Int
 
-from .._core._leafwise import Leafwise, leafwise
-from .._core._masking import masked
-from .._core._types import EmptyState, MaskLike, Real
-from .._core._value import GradientTransformation, transformation
+from .._core import (
+    EmptyState,
+    GradientTransformation,
+    Leafwise,
+    MaskLike,
+    Real,
+    leafwise,
+    masked,
+    transformation,
+)
 
 
 class WeightDecaySchedule(NamedTuple):

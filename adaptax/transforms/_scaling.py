@@ -5,10 +5,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._core._leafwise import Leafwise, leafwise
-from .._core._numerics import norm, root_mean_square
-from .._core._types import EmptyState, LearningRate, NonNegative, Real
-from .._core._value import transformation
+from .._core import (
+    EmptyState,
+    Leafwise,
+    LearningRate,
+    NonNegative,
+    Real,
+    leafwise,
+    norm,
+    root_mean_square,
+    transformation,
+)
 
 
 class ScaleByScheduleState(NamedTuple):
