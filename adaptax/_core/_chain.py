@@ -10,7 +10,7 @@ import jax
 from . import _checks, _leafwise, _tree
 from ._leafwise import Leafwise, leafwise
 from ._types import EmptyState
-from ._value import Call, GradientTransformation, Node, TransformationKind, node_of, transformation
+from ._value import GradientTransformation, Node, TransformationKind, node_of, transformation
 
 Transform = Annotated[GradientTransformation, TransformationKind()]
 
@@ -23,9 +23,9 @@ class Chain:
     names: tuple[str, ...] | None = None
     name: str = "chain"
 
-    def bind(self, call: Call) -> "Chain":
+    def bind(self, factory: Any, arguments: dict[str, Any]) -> "Chain":
         """Take the name of the alias that returns this chain."""
-        return replace(self, name=call.name)
+        return replace(self, name=factory.__name__)
 
     def init(self, params: Any) -> Any:
         """The states of the links."""

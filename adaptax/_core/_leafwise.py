@@ -19,8 +19,7 @@ from jax.core import Tracer
 
 from . import _checks, _tree
 from ._kinds import frozen
-from ._numerics import compute_dtype, safe_increment, widen
-from ._value import Call
+from ._numerics import compute_dtype, mixing, safe_increment, widen
 
 SKIP = "skip"  # a leaf's entry in `per_leaf` where the link leaves it alone
 
@@ -58,8 +57,8 @@ class Slot:
         return jnp.full(shape, self.fill, dtype)
 
 
-class Kernel(NamedTuple):
-    """What one update gives to one link's rule on every leaf."""
+class Operands(NamedTuple):
+    """The scalars of one update that one link's rule receives on every leaf."""
 
     count: Any  # int32 (), the number of this step; None if the link doesn't count
     numbers: dict[str, Any]  # hyperparameters, schedules evaluated
@@ -78,16 +77,18 @@ class Leafwise:
     shared: Callable[..., dict[str, Any]] | None = None
     per_leaf: Callable[[Any], Sequence[Any]] | None = None
     wrap: type | None = None
-    call: Call | None = None
+    factory: Any = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def bind(self, call: Call) -> "Leafwise":
+    def bind(self, factory: Any, arguments: Mapping[str, Any]) -> "Leafwise":
         """Tell the node the call that it is built from; the innermost factory's counts."""
-        if self.call is not None:
+        if self.factory is not None:
             return self
-        scheduled = [name for name, v in call.arguments.items() if _is_schedule(call, name, v)]
+        bound = replace(self, factory=factory, arguments=arguments)
+        scheduled = [name for name, value in bound.numbers.items() if callable(value)]
         if scheduled and not self.counts:
-            raise _checks.schedule_without_count(call.name, scheduled[0])
-        return replace(self, call=call)
+            raise _checks.schedule_without_count(bound.name, scheduled[0])
+        return bound
 
     @property
     def counts(self) -> bool:
@@ -97,13 +98,14 @@ class Leafwise:
     @property
     def name(self) -> str:
         """The factory's name."""
-        return "leafwise" if self.call is None else self.call.name
+        return getattr(self.factory, "__name__", "leafwise")
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""
         _tree.check_arrays(self.name, params)
         fields: dict[str, Any] = {"count": jnp.zeros((), jnp.int32)} if self.counts else {}
-        fields |= {name: jnp.asarray(value) for name, value in self.scalars.items()}
+        real = _tree.compute_dtype(params)
+        fields |= {name: jnp.asarray(value, real) for name, value in self.scalars.items()}
         fields |= {name: jax.tree.map(slot.init, params) for name, slot in self.slots.items()}
         state = self.state(**fields)
         return state if self.wrap is None else self.wrap(state)
@@ -119,29 +121,22 @@ class Leafwise:
     @functools.cached_property
     def structure(self) -> "LinkStructure":
         """The part of the link that its kernel is compiled for."""
-        assert self.call is not None
-        numbers = self._numeric()
-        rest = {k: v for k, v in self.call.arguments.items() if k not in numbers}
-        return LinkStructure(self.call.factory, tuple(numbers), rest)
+        rest = {k: v for k, v in self.arguments.items() if k not in self.numbers}
+        return LinkStructure(self.factory, tuple(self.numbers), rest)
 
-    def _numeric(self) -> dict[str, Any]:
+    @functools.cached_property
+    def numbers(self) -> dict[str, Any]:
         """The arguments that are operands: numbers, and schedules, which become numbers."""
-        assert self.call is not None
-        kinds = self.call.factory.kinds
-        return {
-            name: value
-            for name, value in self.call.arguments.items()
-            if kinds[name].numeric and value is not None
-        }
+        kinds = self.factory.kinds
+        return {k: v for k, v in self.arguments.items() if kinds[k].numeric and v is not None}
 
-    def operands(self, state: Any, updates: Any, params: Any) -> Kernel:
+    def operands(self, state: Any, updates: Any, params: Any) -> Operands:
         """The scalars of this step."""
-        assert self.call is not None
         count = state.count if self.counts else None
         numbers = {}
-        for name, value in self._numeric().items():
-            if _is_schedule(self.call, name, value):
-                value = self.call.factory.kinds[name].prepare(value(count))
+        for name, value in self.numbers.items():
+            if callable(value):
+                value = self.factory.kinds[name].prepare(value(count))
             for leaf in jax.tree.leaves(value):
                 if jnp.ndim(leaf) != 0:
                     raise _checks.not_scalar(self.name, name, leaf)
@@ -149,11 +144,12 @@ class Leafwise:
         count = None if count is None else safe_increment(count)
         shared = {}
         if self.shared is not None:
-            t = None if count is None else count.astype(np.float32)
+            t = None if count is None else count.astype(_tree.compute_dtype(updates))
             here = self.structure.link(numbers).shared  # its closure has this step's numbers
             assert here is not None
-            shared = here(t, updates, params, state)
-        return Kernel(count, numbers, shared)
+            with mixing(*jax.tree.leaves((updates, params))):
+                shared = here(t, updates, params, state)
+        return Operands(count, numbers, shared)
 
 
 def leafwise(
@@ -211,9 +207,9 @@ def run(
     ]
     others = [(reading[0], "params", params)] if reading else []
     trees = _tree.Aligned(where[0], updates, others + slots)
-    kernels = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
+    operands = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
     if not any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
-        kernels = jax.device_put(kernels)  # once, instead of at each leaf's dispatch
+        operands = jax.device_put(operands)  # once, instead of at each leaf's dispatch
     specs = [None if k.per_leaf is None else k.per_leaf(updates) for k in links]
     structures = tuple(link.structure for link in links)
     compiled: dict[Any, Any] = {}
@@ -231,7 +227,7 @@ def run(
             if static not in compiled:
                 compiled[static] = kernel(structures, *static)
             try:
-                leaf = compiled[static](kernels, g, p, old)
+                leaf = compiled[static](operands, g, p, old)
             except _checks.LeafError:
                 raise trees.explain() from None
         for column, value in zip(new, leaf, strict=True):
@@ -240,15 +236,15 @@ def run(
     result = next(columns)
     return result, [
         _next_state(link, s, k, {n: next(columns) for n in link.slots})
-        for link, s, k in zip(links, inner, kernels, strict=True)
+        for link, s, k in zip(links, inner, operands, strict=True)
     ]
 
 
-def _next_state(link: Leafwise, state: Any, kernel: Kernel, slots: dict[str, Any]) -> Any:
+def _next_state(link: Leafwise, state: Any, operands: Operands, slots: dict[str, Any]) -> Any:
     fields = {**state._asdict(), **slots}
     if link.counts:
-        fields["count"] = kernel.count
-    fields |= {name: kernel.shared[name] for name in link.scalars if name in kernel.shared}
+        fields["count"] = operands.count
+    fields |= {name: operands.shared[name] for name in link.scalars if name in operands.shared}
     state = link.state(**fields)
     return state if link.wrap is None else link.wrap(state)
 
@@ -280,7 +276,7 @@ def kernel(
 ) -> Callable[..., Any]:
     """The jitted function that takes one leaf through the rules of all links."""
 
-    def leaf(kernels: Any, g: Any, p: Any, slots: Any) -> Any:
+    def leaf(operands: Any, g: Any, p: Any, slots: Any) -> Any:
         if not jnp.issubdtype(g.dtype, jnp.inexact) or (p is not None and p.shape != g.shape):
             raise _checks.LeafError
         real = compute_dtype(*(x.dtype for x in jax.tree.leaves((g, p, slots))))
@@ -291,7 +287,7 @@ def kernel(
         u, p = widen(g, real), None if p is None else widen(p, real)
         rest, new = list(slots), []
         for structure, spec, (count, numbers, shared) in zip(
-            structures, specs, kernels, strict=True
+            structures, specs, operands, strict=True
         ):
             link = structure.link(jax.tree.map(operand, numbers))
             mine, rest = rest[: len(link.slots)], rest[len(link.slots) :]
@@ -303,7 +299,8 @@ def kernel(
                     raise _checks.LeafError
             keywords = jax.tree.map(operand, shared) | ({} if spec is None else {"spec": spec})
             t = None if count is None else count.astype(real)
-            out = link.rule(t, u, p, *(widen(s, real) for s in mine), **keywords)
+            with mixing(g, p, *slots):
+                out = link.rule(t, u, p, *(widen(s, real) for s in mine), **keywords)
             u, *after = out if mine else (out,)
             if u.shape != g.shape:
                 raise _checks.LeafError
@@ -312,7 +309,3 @@ def kernel(
 
     leaf.__name__ = leaf.__qualname__ = "_".join(s.factory.__name__ for s in structures)
     return jax.jit(leaf)
-
-
-def _is_schedule(call: Call, name: str, value: Any) -> bool:
-    return call.factory.kinds[name].numeric and callable(value)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,13 @@ def compute_dtype(*dtypes: Any) -> np.dtype:
         if jnp.finfo(dtype).dtype == np.float64:  # finfo of a complex dtype is its real part's
             wide = np.dtype(np.float64)
     return wide
+
+
+def mixing(*arrays: Any) -> AbstractContextManager[Any]:
+    """Let real scalars meet complex arrays, also where the user has set strict promotion."""
+    if any(jnp.iscomplexobj(x) for x in arrays):
+        return jax.numpy_dtype_promotion("standard")
+    return nullcontext()
 
 
 def widen(x: Any, real: Any) -> Any:

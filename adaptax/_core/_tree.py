@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import _checks
-from ._numerics import norm
+from . import _checks, _numerics
 
 
 def _is_none(x: Any) -> bool:
@@ -133,15 +132,22 @@ def global_norm(updates: Any) -> Float[Array, ""]:
     Accumulated in float32 or wider; does not overflow or underflow where the result does not.
     An empty tree has norm 0.
     """
-    return norm([jnp.asarray(x) for x in jax.tree.leaves(updates) if not is_float0(x)])
+    return _numerics.norm([jnp.asarray(x) for x in jax.tree.leaves(updates) if not is_float0(x)])
+
+
+def compute_dtype(tree: Any) -> Any:
+    """The real dtype for numbers of the whole tree: float32, or wider if a leaf is."""
+    every = (dtype for dtype in dtypes(tree) if dtype is not None)
+    return _numerics.compute_dtype(*(d for d in every if jnp.issubdtype(d, jnp.inexact)))
 
 
 def total(f: Any, updates: Any, *others: Any, where: str = "update") -> Any:
     """Σ f(g, ...) over the leaves that have a gradient; f returns a scalar, float32 or wider."""
+    real = compute_dtype(updates)
     trees = Aligned(where, updates, [(where, "the other tree", tree) for tree in others])
     terms = [
-        f(g, *rest)
+        f(g, *rest).astype(real)
         for g, *rest in zip(trees.leaves, *trees.columns, strict=True)
         if g is not None and not is_float0(g)
     ]
-    return sum(terms, jnp.zeros((), jnp.float32))
+    return sum(terms, jnp.zeros((), real))

@@ -94,11 +94,12 @@ class Call:
         try:
             return self._built
         except AttributeError:
-            built = self.factory.build(self.arguments)
+            arguments = self.arguments
+            built = self.factory.build(arguments)
             if isinstance(built, GradientTransformation):
                 built = node_of(built)
             bind = getattr(built, "bind", None)
-            built = built if bind is None else bind(self)
+            built = built if bind is None else bind(self.factory, arguments)
             if all(type(leaf) is float for leaf in jax.tree.leaves(self.numbers)):
                 self._built = built
             return built
@@ -117,6 +118,10 @@ class Method:
         return getattr(self.call.built, self.name)(*args, **kwargs)
 
     @property
+    def __signature__(self) -> inspect.Signature:
+        return _SIGNATURES[self.name]
+
+    @property
     def __name__(self) -> str:
         return f"{self.call.name}_{self.name}"
 
@@ -131,6 +136,12 @@ class Method:
 
     def __repr__(self) -> str:
         return f"{self.call!r}.{self.name}"
+
+
+_SIGNATURES = {
+    "init": inspect.signature(lambda params: None),
+    "update": inspect.signature(lambda updates, state, params=None, **extra_args: None),
+}
 
 
 class GradientTransformation(NamedTuple):
