@@ -8,9 +8,10 @@ init and update of a value are bound to the call; they build what they run from 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -20,6 +21,7 @@ from ._kinds import Kind, frozen, kind_of
 P = ParamSpec("P")
 
 
+@runtime_checkable
 class Node(Protocol):
     """What a factory's body returns: something with an init and an update."""
 
@@ -181,7 +183,8 @@ class ScheduleValue:
         self.call = call
 
     def __call__(self, count: Any) -> Any:
-        return self.call.built(count)
+        # A float count divides and multiplies under strict promotion too; exact to 2^24 steps.
+        return self.call.built(jnp.asarray(count, jnp.result_type(float)))
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, ScheduleValue) and self.call == other.call
@@ -310,7 +313,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    return not isinstance(value, np.ndarray | jax.Array) and bool(value == default)
+    arrays = any(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(value))
+    return not arrays and bool(value == default)
 
 
 def _spelled(value: Any) -> str:
