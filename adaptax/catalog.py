@@ -6,18 +6,9 @@ from dataclasses import dataclass
 from ._core._value import GradientTransformation
 from .optimizers._adafactor import adafactor, scale_by_factored_rms
 from .optimizers._adagrad import adagrad, scale_by_rss
-from .optimizers._adam import (
-    adam,
-    adamax,
-    adamaxw,
-    adamw,
-    amsgrad,
-    nadam,
-    nadamw,
-    scale_by_adam,
-    scale_by_adamax,
-    scale_by_amsgrad,
-)
+from .optimizers._adam import adam, adamw, nadam, nadamw, scale_by_adam
+from .optimizers._adamax import adamax, adamaxw, scale_by_adamax
+from .optimizers._amsgrad import amsgrad, scale_by_amsgrad
 from .optimizers._lamb import lamb
 from .optimizers._lion import lion, scale_by_lion
 from .optimizers._muon import muon, scale_by_muon

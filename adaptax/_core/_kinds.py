@@ -117,7 +117,7 @@ class Optional(Kind):
 
 @dataclass(frozen=True)
 class Flag(Kind):
-    """True or False."""
+    """True or False, as structure."""
 
     def canonical(self, function: str, name: str, value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
