@@ -34,7 +34,7 @@ class Entry:
 
     factory: Callable[..., GradientTransformation]
     paper: str
-    bytes_per_parameter: float
+    bytes_per_parameter: float | int
     transform: Callable[..., GradientTransformation] | None = None
     needs: frozenset[str] = frozenset()
     tags: frozenset[str] = frozenset({"elementwise"})

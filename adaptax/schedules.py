@@ -230,7 +230,7 @@ def piecewise_constant_schedule(
 
 @schedule
 def join_schedules(
-    schedules: Annotated[Sequence[Any], Numbers(Number("(-inf, inf)"))],
+    schedules: Annotated[Sequence[Any], Numbers(Number("(-inf, inf)"), schedules=True)],
     boundaries: Annotated[Sequence[Any], Numbers(Number("[0, inf)"))],
 ) -> Any:
     """Schedules one after the other.

@@ -34,6 +34,7 @@ from ._numerics import weight as weight
 from ._numerics import widen as widen
 from ._tree import global_norm as global_norm
 from ._types import ArrayTree as ArrayTree
+from ._types import Count as Count
 from ._types import DecayLike as DecayLike
 from ._types import DTypeLike as DTypeLike
 from ._types import EmptyState as EmptyState

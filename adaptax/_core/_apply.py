@@ -26,7 +26,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
     >>> apply_updates({"w": jnp.ones(2, jnp.bfloat16)}, {"w": jnp.full(2, 0.5)})
     {'w': Array([1.5, 1.5], dtype=bfloat16)}
     """
-    trees = _tree.Aligned("apply_updates", updates, [("apply_updates", "params", params)])
+    beside = _tree.Beside("apply_updates", "params", params, holes=True)
+    trees = _tree.Aligned("apply_updates", updates, [beside])
     new = []
     for u, p in zip(trees.leaves, trees.columns[0], strict=True):
         if u is None or _tree.is_float0(u) or p is None:
@@ -43,5 +44,6 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 @jax.jit
 def _add(p: Any, u: Any) -> Any:
-    wide = jnp.promote_types(p.dtype, u.dtype)
+    with jax.numpy_dtype_promotion("standard"):  # the two dtypes may differ, on purpose
+        wide = jnp.promote_types(p.dtype, u.dtype)
     return (p.astype(wide) + u.astype(wide)).astype(p.dtype)

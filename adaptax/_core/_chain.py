@@ -62,6 +62,8 @@ class Chain:
         fits = isinstance(state, OrderedDict if self.names else tuple)
         if not fits or hasattr(state, "_fields") or len(state) != len(self.links):
             raise _checks.wrong_links(self.name, [_name(link) for link in self.links], state)
+        if self.names and tuple(state) != self.names:
+            raise _checks.wrong_names(self.name, self.names, list(state))
         states = [*state.values()] if isinstance(state, OrderedDict) else state
         for i, (link, inner) in enumerate(zip(self.links, states, strict=True)):
             if isinstance(link, Chain):

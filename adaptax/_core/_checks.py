@@ -79,17 +79,22 @@ def wrong_links(where: str, links: Sequence[str], state: Any) -> TypeError:
     )
 
 
+def wrong_names(where: str, wanted: Sequence[str], got: Sequence[str]) -> TypeError:
+    """The state of a named chain has other names, or in another order."""
+    return TypeError(f"{where}: its state has the names {list(wanted)} in order, got {list(got)}.")
+
+
 def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
     """A parameter that is not an array."""
     at = jax.tree_util.keystr(path) or "the root"
     return TypeError(f"{where}: parameters must be arrays, got {_show(leaf)} at {at}.")
 
 
-def bad_mask(where: str, problem: str) -> TypeError:
-    """A mask that does not fit the parameters, or is not made of bools."""
+def bad_prefix(where: str, what: str, problem: str) -> TypeError:
+    """A mask or a tree of labels that does not fit the parameters, or has the wrong leaves."""
     return TypeError(
-        f"{where}: a mask is a tree of bools with the parameters' structure (or a prefix of it), "
-        f"or a function that makes one from the parameters; {problem}."
+        f"{where}: {what} with the parameters' structure (or a prefix of it), or a function that "
+        f"makes one from the parameters; {problem}."
     )
 
 
@@ -107,6 +112,16 @@ def not_a_matrix(where: str, path: str, ndim: int, numbers: Any) -> ValueError:
         f"{where}: {path or 'the root'} has {ndim} axes, which do not hold the matrix "
         f"of {numbers}. Give weight_dimension_numbers with different axes for rows and columns, "
         "or use muon, which leaves other parameters to AdamW."
+    )
+
+
+def shapes(where: str, name: str, differing: dict[str, tuple[Any, Any]], total: int) -> Exception:
+    """Leaves of another shape than the updates ask for: {path: (wanted, got)}."""
+    every = (f"{path} has shape {want} against {got}" for path, (want, got) in differing.items())
+    return TreeMismatchError(
+        f"{where}: updates do not match {name} at {len(differing)} of {total} leaves: "
+        f"{listed(every)}.",
+        list(differing),
     )
 
 

@@ -57,7 +57,11 @@ class Number(Kind):
             return value
         if not jnp.issubdtype(jnp.result_type(value), jnp.number) or np.iscomplexobj(value):
             raise _checks.wrong_kind(function, name, "a real number", value)
-        if not self._holds(np.asarray(value, np.float64)):
+        try:
+            inside = self._holds(np.asarray(value, np.float64))
+        except OverflowError:  # a Python int beyond the floats
+            inside = False
+        if not inside:
             raise _checks.out_of_range(function, name, self.interval, value, self.hint)
         if not isinstance(value, jax.Array) and np.ndim(value) == 0:
             return float(value)
@@ -80,16 +84,21 @@ class Numbers(Kind):
     """A tuple (of tuples) of numbers, each of one kind."""
 
     each: Number
+    length: int | None = None
+    schedules: bool = False
     numeric = True
 
     def canonical(self, function: str, name: str, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            raise _checks.wrong_kind(function, name, "a tuple", value)
-        return self._each(function, name, value)
+        if not isinstance(value, list | tuple) or self.length not in (None, len(value)):
+            wanted = "a tuple" if self.length is None else f"a tuple of {self.length}"
+            raise _checks.wrong_kind(function, name, wanted, value)
+        return self._canonical(function, name, value)
 
-    def _each(self, function: str, name: str, value: Any) -> Any:
+    def _canonical(self, function: str, name: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return tuple(self._each(function, f"{name}[{i}]", v) for i, v in enumerate(value))
+            return tuple(self._canonical(function, f"{name}[{i}]", v) for i, v in enumerate(value))
+        if callable(value) and not self.schedules:
+            raise _checks.wrong_kind(function, name, "a number", value)
         return self.each.canonical(function, name, value)
 
     def prepare(self, value: Any) -> Any:
@@ -129,13 +138,18 @@ class Flag(Kind):
 class StaticInt(Kind):
     """A whole number that decides structure, so that it can't be traced."""
 
+    least: int | None = None
+
     def canonical(self, function: str, name: str, value: Any) -> int:
         if isinstance(value, bool | np.bool_ | Tracer):
             raise _checks.wrong_kind(function, name, "a concrete integer", value)
         try:
-            return operator.index(value)
+            number = operator.index(value)
         except TypeError:
             raise _checks.wrong_kind(function, name, "a concrete integer", value) from None
+        if self.least is not None and number < self.least:
+            raise _checks.out_of_range(function, name, f"[{self.least}, inf)", value)
+        return number
 
 
 @dataclass(frozen=True)
@@ -185,11 +199,16 @@ def kind_of(annotation: Any) -> Kind:
 
 
 def frozen(value: Any) -> Any:
-    """A hashable stand-in for a structural argument, equal exactly when the argument is."""
+    """A hashable stand-in for an argument, equal exactly when the argument is.
+
+    What can be neither hashed nor taken apart, and what is traced, is equal to itself alone.
+    """
+    if isinstance(value, Tracer):
+        return (Tracer, id(value))
     if isinstance(value, np.ndarray | jax.Array):
         return (str(value.dtype), value.shape, np.asarray(value).tobytes())
     if isinstance(value, Mapping):
-        return (type(value), tuple((k, frozen(v)) for k, v in value.items()))
+        return (type(value), frozenset((k, frozen(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):
         return (type(value), tuple(frozen(v) for v in value))
     if isinstance(value, float) and math.isnan(value):
@@ -198,5 +217,7 @@ def frozen(value: Any) -> Any:
         hash(value)
     except TypeError:
         leaves, structure = jax.tree.flatten(value)
+        if jax.tree_util.treedef_is_leaf(structure):
+            return (type(value), id(value))
         return (structure, tuple(frozen(v) for v in leaves))
     return (type(value), value)

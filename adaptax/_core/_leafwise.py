@@ -56,6 +56,10 @@ class Slot:
             return jnp.full_like(param, self.fill, dtype=dtype)
         return jnp.full(shape, self.fill, dtype)
 
+    def shape(self, param: Any) -> tuple[int, ...]:
+        """The shape of the slot of one parameter."""
+        return jnp.shape(param) if self.make is None else jax.eval_shape(self.init, param).shape
+
 
 class Operands(NamedTuple):
     """The scalars of one update that one link's rule receives on every leaf."""
@@ -201,11 +205,11 @@ def run(
     if reading and params is None:
         raise _checks.needs_params(reading[0])
     slots = [
-        (w, f"state.{n}", getattr(s, n))
+        _tree.Beside(w, f"state.{n}", getattr(s, n), slot.shape)
         for link, s, w in zip(links, inner, where, strict=True)
-        for n in link.slots
+        for n, slot in link.slots.items()
     ]
-    others = [(reading[0], "params", params)] if reading else []
+    others = [_tree.Beside(reading[0], "params", params)] if reading else []
     trees = _tree.Aligned(where[0], updates, others + slots)
     operands = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
     if not any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
@@ -277,7 +281,8 @@ def kernel(
     """The jitted function that takes one leaf through the rules of all links."""
 
     def leaf(operands: Any, g: Any, p: Any, slots: Any) -> Any:
-        if not jnp.issubdtype(g.dtype, jnp.inexact) or (p is not None and p.shape != g.shape):
+        arrays = [g] if p is None else [g, p]
+        if not all(jnp.issubdtype(x.dtype, jnp.inexact) and x.shape == g.shape for x in arrays):
             raise _checks.LeafError
         real = compute_dtype(*(x.dtype for x in jax.tree.leaves((g, p, slots))))
 
@@ -295,7 +300,7 @@ def kernel(
                 new += mine
                 continue
             for slot, s in zip(link.slots.values(), mine, strict=True):
-                if jax.eval_shape(slot.init, g).shape != s.shape:
+                if slot.shape(g) != s.shape:
                     raise _checks.LeafError
             keywords = jax.tree.map(operand, shared) | ({} if spec is None else {"spec": spec})
             t = None if count is None else count.astype(real)

@@ -1,6 +1,6 @@
 """Transformations for a part of the parameters: `masked`, `partition`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
@@ -31,6 +31,9 @@ class PartitionState(NamedTuple):
     inner_states: Any
 
 
+_MASK = "a mask is a tree of bools"
+
+
 def _is_hole(x: Any) -> bool:
     return x is None or isinstance(x, MaskedNode)
 
@@ -38,11 +41,12 @@ def _is_hole(x: Any) -> bool:
 def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     """The mask as one bool for each leaf of the tree."""
     given = mask(tree) if callable(mask) else mask
-    bools = _tree.broadcast(where, given, tree)
+    bools = _tree.broadcast(where, _MASK, given, tree)
     for value in bools:
         traced = isinstance(value, Tracer)
-        if traced or not (isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_):
-            raise _checks.bad_mask(where, f"got {value!r}")
+        array = getattr(value, "dtype", None) == np.bool_ and value.shape == ()
+        if traced or not (isinstance(value, bool) or array):
+            raise _checks.bad_prefix(where, _MASK, f"got {value!r}")
     return [bool(b) for b in bools]
 
 
@@ -134,9 +138,9 @@ def partition(
 
     def labelled(tree: Any) -> list[Any]:
         given = param_labels(tree) if callable(param_labels) else param_labels
-        labels = _tree.broadcast("partition", given, tree)
+        labels = _tree.broadcast("partition", "the labels are a tree", given, tree)
         for path, label in zip(_tree.paths(tree), labels, strict=True):
-            if label not in nodes:
+            if not isinstance(label, Hashable) or label not in nodes:
                 raise _checks.unknown_label("partition", path, label, list(nodes))
         return labels
 

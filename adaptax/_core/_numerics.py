@@ -50,8 +50,15 @@ class Decay:
 
 
 def average(x: Any, mean: Any, decay: Any) -> Any:
-    """One step of an exponential average, b·mean + (1 - b)·x, as mean + (1 - b)·(x - mean)."""
-    return mean + Decay.of(decay).complement * (x - mean)
+    """One step of an exponential average, b·mean + (1 - b)·x.
+
+    Computed as mean + (1 - b)·(x - mean), whose error near b = 1 does not add up over the steps;
+    for b below one half as x - b·(x - mean), which is x where b is 0.
+    """
+    complement = Decay.of(decay).complement
+    slow = complement <= 0.5
+    nearer = jnp.where(slow, mean, x)
+    return nearer + jnp.where(slow, complement, complement - 1) * (x - mean)
 
 
 def weight(decay: Any, t: Any) -> Any:
@@ -102,7 +109,8 @@ def safe_increment(count: Int[Array, "..."]) -> Int[Array, "..."]:
 
 @jax.jit
 def _sum_of_squares(x: Any, unit: Any) -> Any:
-    return jnp.sum(abs_sq(widen(x, unit.dtype) / unit))
+    with mixing(x):
+        return jnp.sum(abs_sq(widen(x, unit.dtype) / unit))
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """Trees: walked together, with None leaves, and with errors that name paths."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,10 @@ from . import _checks, _numerics
 
 def _is_none(x: Any) -> bool:
     return x is None
+
+
+def _is_array(x: Any) -> bool:
+    return (hasattr(x, "dtype") and hasattr(x, "shape")) or isinstance(x, float | int | complex)
 
 
 def is_float0(x: Any) -> bool:
@@ -27,35 +31,44 @@ def dtypes(tree: Any) -> list[Any]:
     ]
 
 
+class Beside(NamedTuple):
+    """A tree that should have the structure of the updates."""
+
+    where: str  # whose, for errors
+    name: str
+    tree: Any
+    shape: Callable[[Any], Any] = jnp.shape  # the shape of its leaf for an update
+    holes: bool = False  # whether it may have None where there is an update
+
+
 class Aligned:
     """The updates' leaves, and beside them those of other trees of the same structure.
 
-    Each other tree comes as (whose, its name, the tree), the first two for errors.
     Where an update is None, what the other trees have there is taken along as it is.
     """
 
-    def __init__(self, where: str, updates: Any, others: Sequence[tuple[str, str, Any]]):
+    def __init__(self, where: str, updates: Any, others: Sequence[Beside]):
         self._where = where
         self._updates = updates
         self._others = others
         self.leaves, self._treedef = jax.tree.flatten(updates, is_leaf=_is_none)
-        self.columns = [self._column(*other) for other in others]
+        self.columns = [self._column(other) for other in others]
 
-    def _column(self, where: str, name: str, tree: Any) -> list[Any]:
-        leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
-        if treedef == self._treedef:
-            return leaves
-        try:
-            pieces = self._treedef.flatten_up_to(tree)
-        except ValueError:
-            raise self._mismatch(where, name, tree) from None
+    def _column(self, other: Beside) -> list[Any]:
+        pieces, treedef = jax.tree.flatten(other.tree, is_leaf=_is_none)
+        if treedef != self._treedef:
+            try:
+                pieces = self._treedef.flatten_up_to(other.tree)
+            except ValueError:
+                raise self._mismatch(other) from None
         for g, piece in zip(self.leaves, pieces, strict=True):
-            if g is not None and not jax.tree_util.all_leaves([piece]):
-                raise self._mismatch(where, name, tree)
+            fits = g is None or (piece is None and other.holes) or _is_array(piece)
+            if not fits:
+                raise self._mismatch(other)
         return pieces
 
-    def _mismatch(self, where: str, name: str, tree: Any) -> Exception:
-        return _checks.mismatch(where, "updates", self._updates, name, tree)
+    def _mismatch(self, other: Beside) -> Exception:
+        return _checks.mismatch(other.where, "updates", self._updates, other.name, other.tree)
 
     def rebuild(self, leaves: list[Any]) -> Any:
         """A tree like the updates."""
@@ -63,18 +76,22 @@ class Aligned:
 
     def explain(self) -> Exception:
         """What is wrong, after a kernel refused a leaf."""
-        floating = [
-            g is None or is_float0(g) or jnp.issubdtype(jnp.result_type(g), jnp.inexact)
-            for g in self.leaves
-        ]
-        if not all(floating):
+        if not all(_is_trainable(g) for g in self.leaves):
             return _checks.not_floating(self._where, "updates", self._updates)
-        shapes = [jnp.shape(g) for g in self.leaves]
-        for (where, name, tree), column in zip(self._others, self.columns, strict=True):
-            shaped = zip(self.leaves, shapes, column, strict=True)
-            if any(g is not None and jnp.shape(x) != shape for g, shape, x in shaped):
-                return self._mismatch(where, name, tree)
+        for other, column in zip(self._others, self.columns, strict=True):
+            differing = {}
+            for path, g, x in zip(paths(self._updates), self.leaves, column, strict=True):
+                if g is not None and not is_float0(g) and other.shape(g) != jnp.shape(x):
+                    differing[path or "the root"] = (other.shape(g), jnp.shape(x))
+            if differing:
+                return _checks.shapes(other.where, other.name, differing, len(column))
+            if not all(map(_is_trainable, column)):
+                return _checks.not_floating(other.where, other.name, other.tree)
         return _checks.LeafError(f"{self._where}: a rule changed the shape of an update.")
+
+
+def _is_trainable(g: Any) -> bool:
+    return g is None or is_float0(g) or jnp.issubdtype(jnp.result_type(g), jnp.inexact)
 
 
 def paths(tree: Any) -> list[str]:
@@ -86,9 +103,7 @@ def paths(tree: Any) -> list[str]:
 def check_arrays(where: str, params: Any) -> None:
     """Refuse parameters that are not arrays (or numbers)."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")) and not isinstance(
-            leaf, float | int | complex
-        ):
+        if not _is_array(leaf):
             raise _checks.bad_leaf(where, path, leaf)
 
 
@@ -107,12 +122,12 @@ def round_to(tree: Any, wanted: Sequence[Any]) -> Any:
     """Cast each leaf to its dtype in `wanted` (as listed by `dtypes`)."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
     return treedef.unflatten(
-        x if x is None or dtype is None or x.dtype == dtype else x.astype(dtype)
+        x if getattr(x, "dtype", dtype) == dtype else x.astype(dtype)
         for x, dtype in zip(leaves, wanted, strict=True)
     )
 
 
-def broadcast(where: str, prefix: Any, tree: Any, is_leaf: Any = None) -> list[Any]:
+def broadcast(where: str, what: str, prefix: Any, tree: Any, is_leaf: Any = None) -> list[Any]:
     """The prefix tree's leaf over each leaf of the tree (None leaves included)."""
     out: list[Any] = []
 
@@ -122,7 +137,7 @@ def broadcast(where: str, prefix: Any, tree: Any, is_leaf: Any = None) -> list[A
     try:
         jax.tree.map(extend, prefix, tree, is_leaf=is_leaf)
     except ValueError as error:
-        raise _checks.bad_mask(where, str(error).splitlines()[0]) from None
+        raise _checks.bad_prefix(where, what, str(error).splitlines()[0]) from None
     return out
 
 
@@ -144,7 +159,7 @@ def compute_dtype(tree: Any) -> Any:
 def total(f: Any, updates: Any, *others: Any, where: str = "update") -> Any:
     """Σ f(g, ...) over the leaves that have a gradient; f returns a scalar, float32 or wider."""
     real = compute_dtype(updates)
-    trees = Aligned(where, updates, [(where, "the other tree", tree) for tree in others])
+    trees = Aligned(where, updates, [Beside(where, "the other tree", tree) for tree in others])
     terms = [
         f(g, *rest).astype(real)
         for g, *rest in zip(trees.leaves, *trees.columns, strict=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from ._kinds import DType, Number
+from ._kinds import DType, Number, StaticInt
 
 ArrayTree: TypeAlias = Any
 """A pytree of arrays. None is a leaf that is not there."""
@@ -29,6 +29,7 @@ LearningRate = Annotated[
     Any,
     Number("[0, inf)", hint="To ascend, use scale_by_learning_rate(..., flip_sign=False)."),
 ]
+Count = Annotated[int, StaticInt(1)]
 DTypeLike = Annotated[Any, DType()]
 MaskLike: TypeAlias = ArrayTree | Callable[[Params], ArrayTree]
 

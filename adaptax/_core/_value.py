@@ -324,6 +324,8 @@ def _spelled(value: Any) -> str:
         return f"jnp.array({np.asarray(value).tolist()}, {value.dtype.name!r})"
     if inspect.isfunction(value):
         return value.__qualname__
+    if type(value) is tuple:
+        return "(" + ", ".join(map(_spelled, value)) + ("," if len(value) == 1 else "") + ")"
     return repr(value)
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from .._core import (
     ArrayTree,
+    Count,
     DecayLike,
     DTypeLike,
     EmptyState,
@@ -63,7 +64,7 @@ def scale_by_factored_rms(
     factored: bool = True,
     decay_rate: NonNegative = 0.8,
     step_offset: Real = 0,
-    min_dim_size_to_factor: int = 128,
+    min_dim_size_to_factor: Count = 128,
     epsilon: NonNegative = 1e-30,
     decay_rate_fn: Callable[[Any, Any], Any] = _power_decay,
 ) -> Leafwise:
@@ -153,7 +154,7 @@ def _add_scaled_decay(weight_decay: Real, learning_rate: LearningRate) -> Leafwi
 @transformation
 def adafactor(
     learning_rate: LearningRate | None = None,
-    min_dim_size_to_factor: int = 128,
+    min_dim_size_to_factor: Count = 128,
     decay_rate: NonNegative = 0.8,
     decay_offset: Real = 0,
     multiply_by_parameter_scale: bool = True,

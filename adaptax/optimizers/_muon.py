@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from .._core import (
     ArrayTree,
+    Count,
     Decay,
     DecayLike,
     DTypeLike,
@@ -82,6 +83,8 @@ class MuonDimensionNumbers(NamedTuple):
     output_axis: Sequence[int] | int = 1
 
 
+_WHAT = "the dimension numbers are a tree"
+
 DimensionNumbers = MuonDimensionNumbers | ArrayTree | Callable[[Any], ArrayTree]
 
 
@@ -126,7 +129,7 @@ def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[_Axes]
     def per_leaf(tree: Any) -> list[_Axes]:
         given = dimensions(tree) if callable(dimensions) else dimensions
         given = MuonDimensionNumbers() if given is None else given
-        listed = _tree.broadcast("scale_by_muon", given, tree, is_leaf=_is_dimension_numbers)
+        listed = _tree.broadcast("scale_by_muon", _WHAT, given, tree, is_leaf=_is_dimension_numbers)
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
         return [
             _normalized(path, one, jnp.ndim(leaf))
@@ -153,7 +156,7 @@ def _is_dimension_numbers(x: Any) -> bool:
 @transformation
 def scale_by_muon(
     ns_coeffs: Coefficients = JORDAN,
-    ns_steps: int = 5,
+    ns_steps: Count = 5,
     beta: DecayLike = 0.95,
     eps: NonNegative = 1e-8,
     mu_dtype: DTypeLike | None = None,
@@ -179,7 +182,8 @@ def scale_by_muon(
 
     Args:
         ns_coeffs: (a, b, c) of the iteration, one such for each step, "standard" or "dion".
-        ns_steps: How many steps; of a set with one (a, b, c) for each step, the last so many.
+        ns_steps: How many steps; of a set with one (a, b, c) for each step, the last so many
+            (all, if there are fewer).
         beta: β, in [0, 1).
         eps: ε >= 0, added to the norm that a matrix is divided by first.
         mu_dtype: The dtype in which M is stored; None: the parameter's, float32 for 16 bits.
@@ -256,7 +260,7 @@ def scale_by_shape(
 def muon(
     learning_rate: LearningRate | None,
     ns_coeffs: Coefficients = JORDAN,
-    ns_steps: int = 5,
+    ns_steps: Count = 5,
     beta: DecayLike = 0.95,
     eps: NonNegative = 1e-8,
     weight_decay: Real = 0.0,
@@ -341,9 +345,9 @@ def muon(
             nesterov=nesterov,
             adaptive=adaptive,
             preconditioning=preconditioning,
-            weight_dimension_numbers=by_leaf,
+            weight_dimension_numbers=dimensions,
         ),
-        scale_by_shape(by_leaf, consistent_rms),
+        scale_by_shape(dimensions, consistent_rms),
         add_decayed_weights(weight_decay, weight_decay_mask),
         scale_by_learning_rate(learning_rate),
     )

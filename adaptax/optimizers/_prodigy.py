@@ -69,7 +69,7 @@ def _l1_norm(b3: Any, push: Any, g: Any, s: Any) -> Any:
 @transformation
 def prodigy(
     learning_rate: LearningRate = 1.0,
-    betas: Annotated[tuple[Any, Any], Numbers(Number("[0, 1)", decay=True))] = (0.9, 0.999),
+    betas: Annotated[tuple[Any, Any], Numbers(Number("[0, 1)", decay=True), 2)] = (0.9, 0.999),
     beta3: DecayLike | None = None,
     eps: NonNegative = 1e-8,
     estim_lr0: Positive = 1e-6,
