@@ -30,7 +30,8 @@ class Slot:
 
     Args:
         fill: The initial value.
-        dtype: The dtype of storage; None takes the parameter's, but float32 for 16 bits.
+        dtype: The dtype of storage (its complex counterpart for a complex parameter); None takes
+            the parameter's, but float32 for 16 bits.
         real: Real also where the parameter is complex (second moments are).
         make: `(param, dtype) -> array` where the slot is not shaped like the parameter.
     """
@@ -43,13 +44,10 @@ class Slot:
     def init(self, param: Any) -> Any:
         """The slot of one parameter, on the parameter's devices."""
         shape, dtype = jnp.shape(param), jnp.result_type(param)
-        if self.dtype is None:
-            inexact = jnp.issubdtype(dtype, jnp.inexact)
-            real = compute_dtype(dtype) if inexact else np.dtype(np.float32)
-            complex_ = jnp.issubdtype(dtype, jnp.complexfloating) and not self.real
-            dtype = np.result_type(real, np.complex64) if complex_ else real
-        else:
-            dtype = self.dtype
+        inexact, complex_ = (jnp.issubdtype(dtype, k) for k in (jnp.inexact, jnp.complexfloating))
+        dtype = self.dtype or compute_dtype(*[dtype] * inexact)
+        if complex_ and not self.real:
+            dtype = np.result_type(dtype, np.complex64)
         if self.make is not None:
             return self.make(param, dtype)
         if isinstance(param, jax.Array):
@@ -179,8 +177,9 @@ def leafwise(
         shared: `shared(t, updates, params, state) -> {name: scalar}` is run on the whole trees
             before the rule, which receives its results by keyword; those that have the name of
             a field in `scalars` are its next value.
-        per_leaf: `per_leaf(tree) -> [static value for each leaf]`, given to the rule as the
-            keyword `spec`; the link skips a leaf whose value is `SKIP`.
+        per_leaf: `per_leaf(tree) -> [static value for each leaf]`, of the parameters or, without
+            them, the updates, None leaves included. Given to the rule as the keyword `spec`; the
+            link skips a leaf whose value is `SKIP`.
         **slots: The arrays of state by their field names, in the rule's order.
     """
     return Leafwise(rule, state, slots, scalars or {}, needs_params, shared, per_leaf)
@@ -214,7 +213,8 @@ def run(
     operands = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
     if not any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
         operands = jax.device_put(operands)  # once, instead of at each leaf's dispatch
-    specs = [None if k.per_leaf is None else k.per_leaf(updates) for k in links]
+    whole = updates if params is None else params  # params have leaves where updates have None
+    specs = [None if k.per_leaf is None else k.per_leaf(whole) for k in links]
     structures = tuple(link.structure for link in links)
     compiled: dict[Any, Any] = {}
     new: list[list[Any]] = [[] for _ in range(1 + len(slots))]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -34,6 +35,10 @@ class PartitionState(NamedTuple):
 _MASK = "a mask is a tree of bools"
 
 
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
 def _is_hole(x: Any) -> bool:
     return x is None or isinstance(x, MaskedNode)
 
@@ -42,9 +47,11 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     """The mask as one bool for each leaf of the tree."""
     given = mask(tree) if callable(mask) else mask
     bools = _tree.broadcast(where, _MASK, given, tree)
-    for value in bools:
+    for value, leaf in zip(bools, jax.tree.leaves(tree, is_leaf=_is_none), strict=True):
+        if value is None and leaf is None:  # a function that maps over a tree keeps its Nones
+            continue
         traced = isinstance(value, Tracer)
-        array = getattr(value, "dtype", None) == np.bool_ and value.shape == ()
+        array = getattr(value, "dtype", None) == np.bool_ and jnp.ndim(value) == 0
         if traced or not (isinstance(value, bool) or array):
             raise _checks.bad_prefix(where, _MASK, f"got {value!r}")
     return [bool(b) for b in bools]
@@ -52,7 +59,7 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
 
 def _keep(tree: Any, chosen: list[bool]) -> Any:
     """The tree with `MaskedNode` in the place of leaves that are not chosen."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=lambda x: x is None)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
     return treedef.unflatten(x if c else MaskedNode() for x, c in zip(leaves, chosen, strict=True))
 
 
@@ -139,7 +146,10 @@ def partition(
     def labelled(tree: Any) -> list[Any]:
         given = param_labels(tree) if callable(param_labels) else param_labels
         labels = _tree.broadcast("partition", "the labels are a tree", given, tree)
-        for path, label in zip(_tree.paths(tree), labels, strict=True):
+        leaves = jax.tree.leaves(tree, is_leaf=_is_none)
+        for path, leaf, label in zip(_tree.paths(tree), leaves, labels, strict=True):
+            if label is None and leaf is None:
+                continue
             if not isinstance(label, Hashable) or label not in nodes:
                 raise _checks.unknown_label("partition", path, label, list(nodes))
         return labels

@@ -127,8 +127,10 @@ def round_to(tree: Any, wanted: Sequence[Any]) -> Any:
     )
 
 
-def broadcast(where: str, what: str, prefix: Any, tree: Any, is_leaf: Any = None) -> list[Any]:
-    """The prefix tree's leaf over each leaf of the tree (None leaves included)."""
+def broadcast(
+    where: str, what: str, prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] = _is_none
+) -> list[Any]:
+    """The prefix tree's leaf over each leaf of the tree; None is a leaf of both."""
     out: list[Any] = []
 
     def extend(value: Any, subtree: Any) -> None:

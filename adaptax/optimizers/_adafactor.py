@@ -116,7 +116,7 @@ def scale_by_factored_rms(
         return make
 
     def full(param: Any, dtype: Any) -> Any:
-        return jnp.zeros(jnp.shape(param) if axes(param) is None else (1,), dtype)
+        return Slot(dtype=dtype).init(param) if axes(param) is None else jnp.zeros((1,), dtype)
 
     def rule(t, g, p, row, col, v):
         decay = decay_rate_fn(jnp.maximum(t - 1.0 - step_offset, 0.0), decay_rate)

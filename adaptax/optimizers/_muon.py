@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .._core import (
+    SKIP,
     ArrayTree,
     Count,
     Decay,
@@ -123,16 +124,16 @@ class _Axes(NamedTuple):
         return jnp.transpose(f(stacked).reshape(moved.shape), inverse)
 
 
-def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[_Axes]]:
+def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[Any]]:
     """For the engine: the axes of each leaf of a tree."""
 
-    def per_leaf(tree: Any) -> list[_Axes]:
+    def per_leaf(tree: Any) -> list[Any]:
         given = dimensions(tree) if callable(dimensions) else dimensions
         given = MuonDimensionNumbers() if given is None else given
         listed = _tree.broadcast("scale_by_muon", _WHAT, given, tree, is_leaf=_is_dimension_numbers)
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
         return [
-            _normalized(path, one, jnp.ndim(leaf))
+            SKIP if leaf is None else _normalized(path, one, jnp.ndim(leaf))
             for path, one, leaf in zip(_tree.paths(tree), listed, leaves, strict=True)
         ]
 
@@ -250,7 +251,7 @@ def scale_by_shape(
     def rule(t, g, p, *, spec):
         rows, columns = spec.fans(g.shape)
         if consistent_rms is None:
-            return math.sqrt(max(1.0, columns / rows)) * g
+            return math.sqrt(max(1.0, columns / max(rows, 1))) * g
         return (consistent_rms * math.sqrt(max(rows, columns))) * g
 
     return leafwise(rule, EmptyState, per_leaf=_axes_of(weight_dimension_numbers))
