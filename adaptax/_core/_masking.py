@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -50,9 +49,9 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     for value, leaf in zip(bools, jax.tree.leaves(tree, is_leaf=_is_none), strict=True):
         if value is None and leaf is None:  # a function that maps over a tree keeps its Nones
             continue
-        traced = isinstance(value, Tracer)
-        array = getattr(value, "dtype", None) == np.bool_ and jnp.ndim(value) == 0
-        if traced or not (isinstance(value, bool) or array):
+        array = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
+        static = not isinstance(value, Tracer)
+        if not (static and (isinstance(value, bool) or (array and value.dtype == np.bool_))):
             raise _checks.bad_prefix(where, _MASK, f"got {value!r}")
     return [bool(b) for b in bools]
 
