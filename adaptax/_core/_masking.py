@@ -49,9 +49,9 @@ def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     for value, leaf in zip(bools, jax.tree.leaves(tree, is_leaf=_is_none), strict=True):
         if value is None and leaf is None:  # a function that maps over a tree keeps its Nones
             continue
-        array = isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0
-        static = not isinstance(value, Tracer)
-        if not (static and (isinstance(value, bool) or (array and value.dtype == np.bool_))):
+        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+        boolean = isinstance(value, bool) or (dtype == np.bool_ and shape == ())
+        if isinstance(value, Tracer) or not boolean:
             raise _checks.bad_prefix(where, _MASK, f"got {value!r}")
     return [bool(b) for b in bools]
 
@@ -62,6 +62,15 @@ def _keep(tree: Any, chosen: list[bool]) -> Any:
     return treedef.unflatten(x if c else MaskedNode() for x, c in zip(leaves, chosen, strict=True))
 
 
+def _keep_in(extra_args: dict[str, Any], updates: Any, chosen: list[bool]) -> dict[str, Any]:
+    """The extra arguments, those with the structure of the updates masked like them."""
+    structure = jax.tree.structure(updates)
+    return {
+        k: _keep(v, chosen) if jax.tree.structure(v) == structure else v
+        for k, v in extra_args.items()
+    }
+
+
 def _merge(chosen: Any, tree: Any) -> Any:
     """The leaves of `chosen` laid over those of `tree` where it has a `MaskedNode`."""
     return jax.tree.map(
@@ -70,7 +79,7 @@ def _merge(chosen: Any, tree: Any) -> Any:
 
 
 @transformation
-def masked(inner: Transform, mask: MaskLike) -> Node:
+def masked(inner: Transform, mask: MaskLike, *, mask_compatible_extra_args: bool = False) -> Node:
     """Apply a transformation to the leaves that a mask selects; pass the others on unchanged.
 
     Args:
@@ -78,6 +87,8 @@ def masked(inner: Transform, mask: MaskLike) -> Node:
         mask: A tree of bools with the structure of the parameters or a prefix of it, or a
             function that makes one from the parameters (or the updates, where `update` is called
             without parameters).
+        mask_compatible_extra_args: Mask those extra arguments, too, that have the structure of
+            the updates.
 
     The state is a `MaskedState`; leaves that are masked out have no state.
 
@@ -102,6 +113,8 @@ def masked(inner: Transform, mask: MaskLike) -> Node:
             raise _checks.wrong_state("masked", "MaskedState", state)
         chosen = _bools("masked", mask, updates if params is None else params)
         some = None if params is None else _keep(params, chosen)
+        if mask_compatible_extra_args:
+            extra_args = _keep_in(extra_args, updates, chosen)
         new, inner_state = node.update(
             _keep(updates, chosen), state.inner_state, some, **extra_args
         )
@@ -125,6 +138,8 @@ class _TransformsByLabel(TransformationKind):
 def partition(
     transforms: Annotated[Mapping[Any, GradientTransformation], _TransformsByLabel()],
     param_labels: ArrayTree | Callable[[Any], ArrayTree],
+    *,
+    mask_compatible_extra_args: bool = False,
 ) -> Node:
     """Apply a different transformation to each group of parameters.
 
@@ -133,6 +148,8 @@ def partition(
         param_labels: A tree of labels with the structure of the parameters or a prefix of it, or
             a function that makes one from the parameters (or the updates, where `update` is
             called without parameters).
+        mask_compatible_extra_args: Give each group its part of those extra arguments that have
+            the structure of the updates.
 
     Each group's transformation sees the other groups' leaves as `MaskedNode`. The state is a
     `PartitionState`.
@@ -172,8 +189,11 @@ def partition(
         for label, node in nodes.items():
             chosen = [one == label for one in labels]
             some = None if params is None else _keep(params, chosen)
+            extra = extra_args
+            if mask_compatible_extra_args:
+                extra = _keep_in(extra_args, updates, chosen)
             new, inner_state = node.update(
-                _keep(updates, chosen), state.inner_states[label].inner_state, some, **extra_args
+                _keep(updates, chosen), state.inner_states[label].inner_state, some, **extra
             )
             result, states[label] = _merge(new, result), MaskedState(inner_state)
         return result, PartitionState(states)

@@ -35,7 +35,8 @@ class Decay:
         if isinstance(b, float | int):
             return cls(1.0 - b, math.log(b) if b > 0 else -math.inf)
         complement = 1 - b
-        return cls(complement, jnp.log1p(-complement))
+        # Below b = 2^-24 the log is that of 2^-24: bᵗ is still nothing, and its slope is finite.
+        return cls(complement, jnp.log1p(-jnp.minimum(complement, 1 - 2**-24)))
 
     def root(self) -> "Decay":
         """√b, with 1 - √b = (1 - b) / (1 + √b)."""
