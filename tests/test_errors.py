@@ -1,0 +1,490 @@
+"""Bad input: what is said, and that nothing has changed."""
+
+import contextlib
+import inspect
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support import assert_same_bits, grads, params
+
+import adaptax
+from adaptax import TreeMismatchError, extend
+from adaptax._core import _checks
+
+LINEAR = adaptax.linear_schedule(1.0, 0.0, 10)
+
+
+def row(name: str, call: Callable[[], Any], error: type[Exception], match: str) -> Any:
+    return pytest.param(call, error, match, id=name)
+
+
+# At the factory
+
+TYPE = "must be a number or a schedule, got "
+FACTORY = [
+    row("negative rate", lambda: adaptax.adam(-0.1), ValueError,
+        r"^adam: learning_rate must lie in \[0, inf\), got -0.1 \(float\). To ascend, use "),
+    row("nan rate", lambda: adaptax.adam(float("nan")), ValueError,
+        r"^adam: learning_rate must lie in \[0, inf\), got nan"),
+    row("infinite rate", lambda: adaptax.adam(np.inf), ValueError,
+        r"^adam: learning_rate must lie in \[0, inf\), got inf"),
+    row("huge rate", lambda: adaptax.adam(10**400), ValueError,
+        r"^adam: learning_rate must lie in \[0, inf\), got 1000"),
+    row("negative rate in an array", lambda: adaptax.adam(jnp.array([0.1, -0.1])), ValueError,
+        r"^adam: learning_rate must lie in \[0, inf\), got Array"),
+    row("nan rate in a long array", lambda: adaptax.adam(np.full(9, np.nan)), ValueError,
+        r"^adam: learning_rate must lie in \[0, inf\), got an array of shape \(9,\)"),
+    row("text for a rate", lambda: adaptax.adam("0.1"), TypeError,
+        rf"^adam: learning_rate {TYPE}'0.1' \(str\)\.$"),
+    row("long text", lambda: adaptax.adam("x" * 99), TypeError, r"xxx\.\.\. \(str\)\.$"),
+    row("bool for a rate", lambda: adaptax.adam(True), TypeError,
+        rf"^adam: learning_rate {TYPE}True \(bool\)"),
+    row("numpy bool for a rate", lambda: adaptax.adam(np.True_), TypeError,
+        rf"^adam: learning_rate {TYPE}np.True_ \(bool\)"),
+    row("array of bools for a rate", lambda: adaptax.adam(jnp.array(True)), TypeError,
+        r"^adam: learning_rate must be a real number, got Array\(True"),
+    row("complex rate", lambda: adaptax.adam(0.1j), TypeError,
+        rf"^adam: learning_rate {TYPE}0.1j \(complex\)"),
+    row("complex array for a rate", lambda: adaptax.adam(jnp.array(0.1j)), TypeError,
+        r"^adam: learning_rate must be a real number, got Array\("),
+    row("key for a rate", lambda: adaptax.adam(jax.random.key(0)), TypeError,
+        r"^adam: learning_rate must be a real number"),
+    row("type for a rate", lambda: adaptax.adam(float), TypeError,
+        rf"^adam: learning_rate {TYPE}<class 'float'> \(type\)"),
+    row("list for a rate", lambda: adaptax.adam([0.1]), TypeError,
+        rf"^adam: learning_rate {TYPE}\[0.1\] \(list\)"),
+    row("None for b1", lambda: adaptax.adam(0.1, b1=None), TypeError,
+        rf"^adam: b1 {TYPE}None \(NoneType\)"),
+    row("None for prodigy's rate", lambda: adaptax.prodigy(None), TypeError,
+        rf"^prodigy: learning_rate {TYPE}None"),
+    row("b1 of 1", lambda: adaptax.adam(0.1, b1=1), ValueError,
+        r"^adam: b1 must lie in \[0, 1\), got 1 \(int\)\.$"),
+    row("b2 above 1", lambda: adaptax.adam(0.1, b2=1.5), ValueError,
+        r"^adam: b2 must lie in \[0, 1\), got 1.5"),
+    row("b1 below 0", lambda: adaptax.lion(0.1, b1=-0.5), ValueError,
+        r"^lion: b1 must lie in \[0, 1\), got -0.5"),
+    row("negative eps", lambda: adaptax.adam(0.1, eps=-1e-8), ValueError,
+        r"^adam: eps must lie in \[0, inf\), got -1e-08"),
+    row("zero threshold", lambda: adaptax.clip_by_block_rms(0.0), ValueError,
+        r"^clip_by_block_rms: threshold must lie in \(0, inf\), got 0.0"),
+    row("infinite weight decay", lambda: adaptax.adamw(0.1, weight_decay=np.inf), ValueError,
+        r"^adamw: weight_decay must lie in \(-inf, inf\), got inf"),
+    row("integer dtype", lambda: adaptax.adam(0.1, mu_dtype=jnp.int8), TypeError,
+        r"^adam: mu_dtype must be a floating or complex dtype, got <class 'jax.numpy.int8'>"),
+    row("not a dtype", lambda: adaptax.adam(0.1, mu_dtype="float33"), TypeError,
+        r"^adam: mu_dtype must be a dtype, got 'float33' \(str\)"),
+    row("number for a flag", lambda: adaptax.adam(0.1, nesterov=1), TypeError,
+        r"^adam: nesterov must be True or False, got 1 \(int\)"),
+    row("array for a flag", lambda: adaptax.adam(0.1, nesterov=jnp.array(True)), TypeError,
+        r"^adam: nesterov must be True or False, got Array"),
+    row("float for a whole number", lambda: adaptax.muon(0.1, ns_steps=5.0), TypeError,
+        r"^muon: ns_steps must be a concrete integer, got 5.0 \(float\)"),
+    row("bool for a whole number", lambda: adaptax.muon(0.1, ns_steps=True), TypeError,
+        r"^muon: ns_steps must be a concrete integer, got True"),
+    row("unknown mode", lambda: adaptax.scale_by_lion(mode="soft"), ValueError,
+        r"^scale_by_lion: mode must be one of 'hard', 'smooth', 'refined', got 'soft'"),
+    row("unknown preconditioning", lambda: adaptax.muon(0.1, preconditioning=None), ValueError,
+        r"^muon: preconditioning must be one of 'frobenius', "),
+    row("unknown coefficients", lambda: adaptax.muon(0.1, "quintic"), ValueError,
+        r"^muon: ns_coeffs must be one of .*dion.*standard.*got 'quintic'"),
+    row("two coefficients", lambda: adaptax.muon(0.1, (1.0, 2.0)), TypeError,
+        r"^muon: ns_coeffs must be \(a, b, c\) or a tuple of such, got \(1.0, 2.0\)"),
+    row("no coefficients", lambda: adaptax.muon(0.1, ()), TypeError,
+        r"^muon: ns_coeffs must be \(a, b, c\) or a tuple of such, got \(\)"),
+    row("ragged coefficients", lambda: adaptax.muon(0.1, ((1.0, 2.0, 3.0), (1.0,))), TypeError,
+        r"^muon: ns_coeffs must be \(a, b, c\)"),
+    row("text among coefficients", lambda: adaptax.muon(0.1, (1.0, 2.0, "3")), TypeError,
+        rf"^muon: ns_coeffs\[2\] {TYPE}'3'"),
+    row("a number for coefficients", lambda: adaptax.muon(0.1, 3.0), TypeError,
+        r"^muon: ns_coeffs must be a tuple, got 3.0"),
+    row("a schedule among coefficients", lambda: adaptax.muon(0.1, (1.0, 2.0, LINEAR)), TypeError,
+        r"^muon: ns_coeffs\[2\] must be a number"),
+    row("fewer coefficients than steps", lambda: adaptax.muon(0.1, "dion", 6), ValueError,
+        r"muon: ns_steps"),
+    row("negative steps", lambda: adaptax.muon(0.1, ns_steps=-1), ValueError, r"muon: ns_steps"),
+    row("beta out of range in a tuple", lambda: adaptax.prodigy(betas=(0.9, 1.0)), ValueError,
+        r"^prodigy: betas\[1\] must lie in \[0, 1\), got 1.0"),
+    row("one beta", lambda: adaptax.prodigy(betas=0.9), TypeError,
+        r"^prodigy: betas must be a tuple, got 0.9"),
+    row("three betas", lambda: adaptax.prodigy(betas=(0.9, 0.9, 0.9)), (TypeError, ValueError),
+        r"^prodigy: betas must "),
+    row("a schedule among betas", lambda: adaptax.prodigy(betas=(LINEAR, 0.9)), TypeError,
+        r"^prodigy: betas\[0\] must be a number"),
+    row("schedule without count", lambda: adaptax.rmsprop(0.1, decay=LINEAR), TypeError,
+        r"^scale_by_rms: decay is a schedule, but this transformation keeps no step count; give"),
+    row("function without count", lambda: adaptax.clip(lambda count: 1.0), TypeError,
+        r"^clip: max_delta is a schedule, but this transformation keeps no step count"),
+    row("too few arguments", lambda: adaptax.adam(), TypeError,
+        r"^adam: missing a required argument: 'learning_rate'\.$"),
+    row("too many arguments", lambda: adaptax.sgd(1, 0, True, None, 5), TypeError,
+        r"^sgd: too many positional arguments\.$"),
+    row("unknown argument", lambda: adaptax.adam(0.1, beta1=0.9), TypeError,
+        r"^adam: got an unexpected keyword argument 'beta1'\.$"),
+    row("argument given twice", lambda: adaptax.adam(0.1, learning_rate=0.1), TypeError,
+        r"^adam: multiple values for argument 'learning_rate'\.$"),
+    row("uncalled factory in a chain", lambda: adaptax.chain(adaptax.clip(1.0), adaptax.adam),
+        TypeError, r"^chain: argument 2 is the function adam itself; call it, as in adam\("),
+    row("number in a chain", lambda: adaptax.chain(1.0), TypeError,
+        r"^chain: argument 1 must be a transformation \(a pair of init and update\), got 1.0"),
+    row("list of links", lambda: adaptax.chain([adaptax.clip(1.0)]), TypeError,
+        r"^chain: argument 1 must be a transformation"),
+    row("schedule for a transformation", lambda: adaptax.masked(LINEAR, True), TypeError,
+        r"^masked: inner "),
+    row("uncalled factory, masked", lambda: adaptax.masked(adaptax.adam, True), TypeError,
+        r"^masked: inner is the function adam itself; call it"),
+    row("uncalled factory, partition", lambda: adaptax.partition({"x": adaptax.adam}, "x"),
+        TypeError, r"^partition: transforms\['x'\] is the function adam itself; call it"),
+    row("list for a partition", lambda: adaptax.partition([adaptax.adam(0.1)], "x"), TypeError,
+        r"^partition: transforms must be a mapping of labels to transformations, got \["),
+    row("link without a name", lambda: adaptax.named_chain(adaptax.clip(1.0)), TypeError,
+        r"^named_chain: argument 1 must be a pair of a name and a transformation"),
+    row("uncalled factory with a name", lambda: adaptax.named_chain(("a", adaptax.adam)),
+        TypeError, r"^named_chain: a is the function adam itself; call it"),
+    row("one name twice",
+        lambda: adaptax.named_chain(("a", adaptax.clip(1.0)), ("a", adaptax.clip(2.0))),
+        ValueError, r"^named_chain: the names must .*got \('a', 'a'\)"),
+    row("schedule of text", lambda: adaptax.linear_schedule("0", 1.0, 5), TypeError,
+        rf"^linear_schedule: init_value {TYPE}'0'"),
+    row("no steps of decay", lambda: adaptax.cosine_decay_schedule(1.0, 0), ValueError,
+        r"^cosine_decay_schedule: decay_steps must lie in \(0, inf\), got 0"),
+    row("negative steps of transition", lambda: adaptax.linear_schedule(1.0, 0.0, -1), ValueError,
+        r"^linear_schedule: transition_steps must lie in \[0, inf\), got -1"),
+    row("warm-up as long as the whole",
+        lambda: adaptax.warmup_cosine_decay_schedule(0.0, 1.0, 10, 10), ValueError,
+        r"^warmup_cosine_decay_schedule: decay_steps must lie in \(10, inf\), after warmup_steps"),
+    row("boundaries as pairs",
+        lambda: adaptax.piecewise_constant_schedule(1.0, [(5, 0.1)]), TypeError,
+        r"^piecewise_constant_schedule: boundaries_and_scales must be a mapping of steps to "),
+    row("negative factor",
+        lambda: adaptax.piecewise_constant_schedule(1.0, {5: -0.1}), ValueError,
+        r"^piecewise_constant_schedule: boundaries_and_scales\[5\] must lie in \[0, inf\)"),
+    row("boundaries missing", lambda: adaptax.join_schedules([LINEAR, LINEAR], []), ValueError,
+        r"^join_schedules: the number of boundaries must lie in \{1\} for 2 schedules, got 0"),
+    row("one schedule joined", lambda: adaptax.join_schedules(LINEAR, []), TypeError,
+        r"^join_schedules: schedules must be a tuple, got linear_schedule"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, error, match", FACTORY)
+def test_a_factory_refuses(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_what_is_traced_is_named_by_its_type_and_not_refused_for_its_value():
+    with pytest.raises(
+        TypeError, match=r"^muon: ns_steps must be a concrete integer, got a traced"
+    ):
+        jax.jit(lambda n: adaptax.muon(0.1, ns_steps=n) and n)(5)
+    jax.jit(lambda rate: adaptax.adam(-rate) and rate)(1.0)
+
+
+# At update. Each row: the transformation, and what is given to `update` in the place of the
+# right (grads, state, params).
+
+
+def bad(name: str, tx: Any, given: Callable[[Any, Any, Any], Any], error: Any, match: str) -> Any:
+    return pytest.param(tx, given, error, match, id=name)
+
+
+def without(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v for k, v in tree.items() if k != key}
+
+
+@extend.transformation
+def misshapen() -> extend.Leafwise:
+    """Break the contract of a rule."""
+    return extend.leafwise(lambda t, g, p: jnp.sum(g), adaptax.EmptyState)
+
+
+ADAM, ADAMW, SCALE = adaptax.adam(0.1), adaptax.adamw(0.1), adaptax.scale_by_adam()
+CLIPPED = adaptax.chain(adaptax.clip_by_global_norm(1.0), ADAMW)
+PARTS = adaptax.partition({"x": adaptax.sgd(0.1), "y": ADAMW}, lambda tree: {"b": "x", "w": "y"})
+NAMED = adaptax.named_chain(("one", adaptax.ema(0.5)), ("two", adaptax.ema(0.5)))
+BATCH = {f"p{i}": jnp.zeros((i + 1, 2)) for i in range(8)}
+
+UPDATE = [
+    bad("params missing", ADAMW, lambda g, s, p: (g, s), ValueError,
+        r"^add_decayed_weights \(link 2 of adamw\) needs params: call update\(grads, state, "),
+    bad("params missing in a nested chain", CLIPPED, lambda g, s, p: (g, s), ValueError,
+        r"^add_decayed_weights \(link 2 of adamw\) needs params"),
+    bad("params missing in a part", PARTS, lambda g, s, p: (g, s), ValueError,
+        r"^add_decayed_weights \(link 2 of adamw\) needs params"),
+    bad("params missing, masked", adaptax.masked(ADAMW, True), lambda g, s, p: (g, s), ValueError,
+        r"add_decayed_weights \(link 2 of adamw\) needs params"),
+    bad("params missing, prodigy", adaptax.prodigy(), lambda g, s, p: (g, s), ValueError,
+        r"^prodigy needs params: call update\(grads, state, params\)\.$"),
+    bad("params missing, lamb", adaptax.lamb(0.1), lambda g, s, p: (g, s), ValueError,
+        r"needs params"),
+    bad("params missing, muon", adaptax.muon(0.1), lambda g, s, p: (g, s), ValueError,
+        r"needs params"),
+    bad("state and gradients swapped", ADAMW, lambda g, s, p: (s, g, p), TypeError,
+        r"^adamw: its state holds one state for each of its 3 links \(scale_by_adam, "
+        r"add_decayed_weights, scale_by_learning_rate\), got 2 states\. The call is update\(grads"),
+    bad("state and gradients swapped, no chain", SCALE, lambda g, s, p: (s, g, p), TypeError,
+        r"^scale_by_adam: the second argument of update must be its state, ScaleByAdamState, got "),
+    bad("state and gradients swapped, masked", adaptax.masked(SCALE, True),
+        lambda g, s, p: (s, g, p), TypeError, r"^masked: the second .* its state, MaskedState"),
+    bad("state and gradients swapped, partition", PARTS, lambda g, s, p: (s, g, p), TypeError,
+        r"^partition: the second .* its state, PartitionState of \['x', 'y'\], got"),
+    bad("state missing", ADAM, lambda g, s, p: (g, None), TypeError,
+        r"^adam: its state holds one state for each of its 2 links .*, got None"),
+    bad("too few states", ADAMW, lambda g, s, p: (g, s[:2], p), TypeError,
+        r"^adamw: its state holds one state for each of its 3 links .*, got 2 states"),
+    bad("too many states", ADAM, lambda g, s, p: (g, (*s, s[1])), TypeError,
+        r"^adam: its state holds one state for each of its 2 links .*, got 3 states"),
+    bad("states in another order", ADAM, lambda g, s, p: (g, s[::-1]), TypeError,
+        r"^scale_by_adam \(link 1 of adam\): the second argument of update must be its state, "
+        r"ScaleByAdamState, got EmptyState\(\)"),
+    bad("state of another optimizer", ADAM, lambda g, s, p: (g, adaptax.lion(0.1).init(p)),
+        TypeError, r"^adam: its state holds one state for each of its 2 links .*, got 3 states"),
+    bad("state of optax", ADAM, lambda g, s, p: (g, optax.adam(0.1).init(p)), TypeError,
+        r"^scale_by_adam \(link 1 of adam\): the second .* its state, ScaleByAdamState, got"),
+    bad("list of states", ADAM, lambda g, s, p: (g, list(s)), TypeError,
+        r"^adam: its state holds one state for each of its 2 links"),
+    bad("tuple where names are", NAMED, lambda g, s, p: (g, tuple(s.values())), TypeError,
+        r"^named_chain: its state holds one state for each of its 2 links"),
+    bad("other names", NAMED, lambda g, s, p: (g, OrderedDict(zip("ab", s.values(), strict=True))),
+        TypeError, r"^named_chain: .*one.*two"),
+    bad("names in another order", NAMED,
+        lambda g, s, p: (g, OrderedDict(reversed(s.items()))), TypeError,
+        r"^named_chain: .*one.*two"),
+    bad("other labels", PARTS,
+        lambda g, s, p: (g, adaptax.PartitionState({"x": s.inner_states["x"]}), p), TypeError,
+        r"^partition: the second argument of update must be its state, PartitionState of "),
+    bad("gradient missing", ADAMW, lambda g, s, p: (without(g, "b"), s, p), TreeMismatchError,
+        r"updates do not match params at 1 of 2 leaves: \['b'\] is not in updates\.$"),
+    bad("parameter missing", ADAMW, lambda g, s, p: (g, s, without(p, "b")), TreeMismatchError,
+        r"^add_decayed_weights \(link 2 of adamw\): updates do not match params at 1 of 2 leaves: "
+        r"\['b'\] is not in params\.$"),
+    bad("one of each missing", ADAMW,
+        lambda g, s, p: ({"b": g["b"], "x": g["w"]}, s, p), TreeMismatchError,
+        r"at 2 of 3 leaves: \['x'\] is not in params; \['w'\] is not in updates\.$"),
+    bad("gradient missing, no params", ADAM, lambda g, s, p: (without(g, "b"), s),
+        TreeMismatchError, r"^scale_by_adam \(link 1 of adam\): updates do not match state.mu at 1 "
+        r"of 2 leaves: \['b'\] is not in updates\.$"),
+    bad("a leaf for the tree", ADAMW, lambda g, s, p: (g["w"], s, p), TreeMismatchError,
+        r"updates do not match params at 3 of 3 leaves: the root is not in params; "),
+    bad("a tree for a leaf", ADAMW, lambda g, s, p: ({**g, "b": {"c": g["b"]}}, s, p),
+        TreeMismatchError, r"at 2 of 3 leaves: \['b'\]\['c'\] is not in params; \['b'\] is not "),
+    bad("gradient of None's parameter", ADAMW, lambda g, s, p: (g, s, {**p, "b": None}),
+        TreeMismatchError, r"at 1 of 2 leaves: \['b'\] is an array against None\.$"),
+    bad("list for tuple", adaptax.chain(ADAMW), lambda g, s, p: ([g["b"], g["w"]], s, p),
+        TreeMismatchError, r"updates do not match params at 4 of 4 leaves"),
+    bad("transposed gradient", ADAMW, lambda g, s, p: ({**g, "w": g["w"].T}, s, p),
+        TreeMismatchError, r"updates do not match params at 1 of 2 leaves: \['w'\] has shape "
+        r"\(3, 4\) against \(4, 3\)\.$"),
+    bad("broadcastable gradient", ADAMW, lambda g, s, p: ({**g, "w": g["w"][:1]}, s, p),
+        TreeMismatchError, r"\['w'\] has shape \(1, 3\) against \(4, 3\)\.$"),
+    bad("gradient that is a number", ADAMW, lambda g, s, p: ({**g, "w": g["w"][0, 0]}, s, p),
+        TreeMismatchError, r"\['w'\] has shape \(\) against \(4, 3\)\.$"),
+    bad("broadcastable parameter", ADAMW, lambda g, s, p: (g, s, {**p, "b": p["b"][:1]}),
+        TreeMismatchError, r"\['b'\] has shape \(3,\) against \(1,\)\.$"),
+    bad("broadcastable state", ADAM,
+        lambda g, s, p: (g, (s[0]._replace(nu={**p, "b": p["b"][:1]}), s[1])),
+        TreeMismatchError, r"^scale_by_adam \(link 1 of adam\): updates do not match state.nu at 1 "
+        r"of 2 leaves: \['b'\] has shape \(3,\) against \(1,\)\.$"),
+    bad("gradients of another shape than the state", ADAM,
+        lambda g, s, p: ({**g, "b": g["b"][:1]}, s), TreeMismatchError,
+        r"updates do not match state.mu at 1 of 2 leaves: \['b'\] has shape \(1,\) against \(3,\)"),
+    bad("wrong shapes, factored", adaptax.adafactor(0.1, 2),
+        lambda g, s, p: ({**g, "w": g["w"][:2]}, s, p), TreeMismatchError,
+        r"updates do not match params at 1 of 2 leaves: \['w'\] has shape \(2, 3\) against"),
+    bad("wrong shapes, factored, no params", adaptax.scale_by_factored_rms(),
+        lambda g, s, p: ({**g, "w": g["w"][:2]}, s), TreeMismatchError,
+        r"at 1 of 2 leaves: \['w'\] has shape \(2, 3\) against \(4, 3\)"),
+    bad("integer gradients", ADAMW,
+        lambda g, s, p: (jax.tree.map(lambda x: x.astype(int), g), s, p), TreeMismatchError,
+        r"^scale_by_adam \(link 1 of adamw\): updates must be floating or complex: \['b'\] is "
+        r"int32; \['w'\] is int32\. An integer parameter takes None or jax's float0"),
+    bad("a boolean gradient", ADAM, lambda g, s, p: ({**g, "b": g["b"] > 0}, s),
+        TreeMismatchError, r"updates must be floating or complex: \['b'\] is bool\. An integer"),
+    bad("an integer parameter with a gradient", ADAMW,
+        lambda g, s, p: (g, s, {**p, "b": p["b"].astype(int)}), TreeMismatchError,
+        r"params must be floating or complex: \['b'\] is int32"),
+    bad("vector for muon", adaptax.scale_by_muon(), lambda g, s, p: (g, s), ValueError,
+        r"^scale_by_muon: \['b'\] has 1 axes, which do not hold the matrix of "
+        r"MuonDimensionNumbers\(reduction_axis=0, output_axis=1\)\. Give weight_dimension_numbers"),
+    bad("rule that changes a shape", misshapen(), lambda g, s, p: (g, s), Exception,
+        r"misshapen: a rule changed the shape of an update"),
+    bad("stacked rate outside vmap", adaptax.adam(jnp.array([0.1, 0.2])), lambda g, s, p: (g, s),
+        ValueError, r"^scale_by_learning_rate: learning_rate has shape \(2,\) where one number is "
+        r"wanted\. A transformation with stacked hyperparameters is for jax\.vmap"),
+    bad("schedule that returns an array", adaptax.sgd(lambda count: jnp.ones(2)),
+        lambda g, s, p: (g, s), ValueError, r"^scale_by_learning_rate: learning_rate has shape"),
+    bad("mask of another tree", adaptax.adamw(0.1, mask=lambda tree: {"b": True}),
+        lambda g, s, p: (g, s, p), TypeError,
+        r"add_decayed_weights.*: a mask is a tree of bools with the parameters' structure "),
+    bad("mask of text", adaptax.adamw(0.1, mask="w"), lambda g, s, p: (g, s, p), TypeError,
+        r"add_decayed_weights.*: a mask is a tree of bools .*; got 'w'\.$"),
+    bad("mask of ones", adaptax.adamw(0.1, mask={"b": 0, "w": 1}), lambda g, s, p: (g, s, p),
+        TypeError, r"a mask is a tree of bools .*; got 0\.$"),
+    bad("mask of arrays",
+        adaptax.adamw(0.1, mask=lambda tree: jax.tree.map(lambda x: x > 0, tree)),
+        lambda g, s, p: (g, s, p), TypeError, r"a mask is a tree of bools "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tx, given, error, match", UPDATE)
+def test_update_refuses(tx, given, error, match):
+    g, p = grads(), params()
+    state = tx.init(p)
+    with pytest.raises(error, match=match):
+        tx.update(*given(g, state, p))
+
+
+@pytest.mark.parametrize("tx, given, error, match", UPDATE)
+def test_update_refuses_under_jit_too(tx, given, error, match):
+    g, p = grads(), params()
+    args = given(g, tx.init(p), p)
+    with pytest.raises(error, match=f"(?m){match}"):  # jax adds lines
+        jax.eval_shape(tx.update, *args)
+
+
+@pytest.mark.parametrize("tx, given, error, match", UPDATE)
+def test_what_raised_has_changed_nothing(tx, given, error, match):
+    g, p = grads(), params()
+    state = tx.init(p)
+    args = given(g, state, p)
+    before = jax.tree.map(np.array, (args, g, state, p))
+    with contextlib.suppress(Exception):
+        tx.update(*args)
+    assert_same_bits((args, g, state, p), before, "the arguments")
+
+
+FINE = [row for row in UPDATE if row.values[0] in (ADAM, ADAMW, SCALE, CLIPPED, PARTS, NAMED)]
+
+
+@pytest.mark.parametrize("tx, given, error, match", FINE)
+def test_a_correct_call_works_after_what_raised(tx, given, error, match):
+    g, p = grads(), params()
+    state = tx.init(p)
+    wanted = jax.tree.map(np.array, tx.update(g, state, p))
+    with contextlib.suppress(Exception):
+        tx.update(*given(g, state, p))
+    assert_same_bits(tx.update(g, state, p), wanted, "the results")
+
+
+def test_at_most_five_paths_are_shown_and_all_are_kept():
+    state = ADAMW.init(BATCH)
+    wrong = {name: jnp.zeros((9, 9)) for name in BATCH}
+    with pytest.raises(TreeMismatchError, match=r"at 8 of 8 leaves: .*; and 3 more\.$") as caught:
+        ADAMW.update(wrong, state, BATCH)
+    assert str(caught.value).count("has shape") == 5
+    assert caught.value.paths == tuple(f"['p{i}']" for i in range(8))
+    assert isinstance(caught.value, ValueError)
+    with pytest.raises(TreeMismatchError) as caught:
+        ADAMW.update({f"p{i}": BATCH[f"p{i}"] for i in range(3)}, state, BATCH)
+    assert str(caught.value).endswith(
+        "at 5 of 8 leaves: ['p3'] is not in updates; ['p4'] is not in updates; "
+        "['p5'] is not in updates; ['p6'] is not in updates; ['p7'] is not in updates."
+    )
+
+
+def test_containers_that_differ_are_named():
+    listed = [*params().values()]
+    state = ADAMW.init(tuple(listed))
+    with pytest.raises(TreeMismatchError, match=r"same paths in different containers: PyTreeDef"):
+        ADAMW.update(listed, state, tuple(listed))
+
+
+def test_an_integer_parameter_takes_none_or_float0():
+    p = {**params(), "n": jnp.arange(3)}
+    state = ADAMW.init(p)
+    for nothing in (None, np.zeros(3, jax.dtypes.float0)):
+        u, after = ADAMW.update({**grads(), "n": nothing}, state, p)
+        assert u["n"] is nothing
+        assert_same_bits(adaptax.apply_updates(p, u)["n"], p["n"])
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+# Elsewhere
+
+OTHER = [
+    row("parameter that is text", lambda: ADAM.init({"w": "text"}), TypeError,
+        r"^scale_by_adam: parameters must be arrays, got 'text' \(str\) at \['w'\]\.$"),
+    row("parameters that are an object", lambda: SCALE.init(object()), TypeError,
+        r"^scale_by_adam: parameters must be arrays, got <object object .* at the root\.$"),
+    row("mask of another tree at init", lambda: adaptax.masked(ADAM, {"x": True}).init(params()),
+        TypeError, r"^masked: a mask is a tree of bools with the parameters' structure \(or a "),
+    row("traced mask",
+        lambda: jax.jit(lambda m: adaptax.masked(ADAM, m).init(params()))(True), TypeError,
+        r"^masked: a mask is a tree of bools "),
+    row("unknown label",
+        lambda: adaptax.partition({"x": ADAM}, {"b": "x", "w": "y"}).init(params()),
+        ValueError, r"^partition: the label of \['w'\] must be one of \['x'\], got 'y' \(str\)\.$"),
+    row("unknown label of all", lambda: adaptax.partition({"x": ADAM}, "y").init(jnp.ones(2)),
+        ValueError, r"^partition: the label of the root must be one of \['x'\], got 'y'"),
+    row("label that is a list", lambda: adaptax.partition({"x": ADAM}, lambda p: np.ones(2)).init(
+        jnp.ones(2)), ValueError, r"^partition: the label of the root must be one of"),
+    row("labels of another tree", lambda: adaptax.partition({"x": ADAM}, {"q": "x"}).init(params()),
+        (TypeError, ValueError), r"^partition: .*label"),
+    row("updates of another structure", lambda: adaptax.apply_updates(params(), [1.0]),
+        TreeMismatchError, r"^apply_updates: updates do not match params at 3 of 3 leaves: "),
+    row("an update missing", lambda: adaptax.apply_updates(params(), without(grads(), "b")),
+        TreeMismatchError, r"^apply_updates: updates do not match params at 1 of 2 leaves: "
+        r"\['b'\] is not in updates\.$"),
+    row("parameters and state swapped", lambda: adaptax.apply_updates(ADAM.init(params()), grads()),
+        TreeMismatchError, r"^apply_updates: updates do not match params "),
+    row("update of another shape",
+        lambda: adaptax.apply_updates(params(), {**grads(), "b": jnp.ones(1)}), TreeMismatchError,
+        r"^apply_updates: updates do not match params at 1 of 2 leaves: \['b'\] has shape \(1,\) "),
+    row("float update of an integer",
+        lambda: adaptax.apply_updates({**params(), "b": jnp.arange(3)}, grads()),
+        TreeMismatchError, r"^apply_updates: params must be floating or complex: \['b'\] is int32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, error, match", OTHER)
+def test_the_rest_refuses(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_an_empty_chain_is_the_identity():
+    u, state = adaptax.chain().update(grads(), adaptax.chain().init(params()))
+    assert state == ()
+    assert_same_bits(u, grads())
+    assert adaptax.chain().update({"w": 1.0}, ()) == ({"w": 1.0}, ())
+
+
+def test_every_message_is_in_these_tables(monkeypatch):
+    makers = {
+        name
+        for name, f in inspect.getmembers(_checks, inspect.isfunction)
+        if not name.startswith("_") and f.__module__ == _checks.__name__
+    }
+    called = set()
+
+    def recording(name: str, make: Any) -> Any:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            called.add(name)
+            return make(*args, **kwargs)
+
+        return record
+
+    for name in makers:
+        monkeypatch.setattr(_checks, name, recording(name, getattr(_checks, name)))
+    for call, *_ in (row.values for row in [*FACTORY, *OTHER]):
+        with contextlib.suppress(Exception):
+            call()
+    for tx, given, *_ in (row.values for row in UPDATE):
+        g, p = grads(), params()
+        with contextlib.suppress(Exception):
+            tx.update(*given(g, tx.init(p), p))
+    assert called == makers
+
+
+@pytest.mark.parametrize("rows", [FACTORY, UPDATE, OTHER], ids=["factory", "update", "other"])
+def test_every_message_names_what_it_is_about(rows):
+    for parameters in rows:
+        match = parameters.values[-1]
+        assert re.compile(match)
+        assert len(match) > 10, f"{parameters.id} says nothing"
