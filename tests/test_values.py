@@ -211,7 +211,7 @@ def test_leaves_are_the_numeric_arguments_each_once(factory):
     numbers: dict[str, Any] = {}
     for parameter in inspect.signature(factory, eval_str=True).parameters.values():
         default, fresh = parameter.default, 0.5 + len(numbers) / 128
-        if isinstance(default, bool) or parameter.annotation is int:
+        if not factory.kinds[parameter.name].numeric:
             continue
         if isinstance(default, tuple):
             numbers[parameter.name] = tuple(fresh + i / 4096 for i in range(len(default)))
