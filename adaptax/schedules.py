@@ -26,9 +26,14 @@ class _Scales(Number):
         return value
 
 
+def _real(count: Any) -> Any:
+    """The count as a float, for arithmetic under strict promotion too; exact to 2^24 steps."""
+    return jnp.asarray(count, jnp.result_type(float))
+
+
 def _progress(count: Any, begin: Any, steps: Any) -> Any:
     """How much of a transition is done, from 0 to 1; 0 for a transition of no steps."""
-    done = jnp.clip((count - begin) / jnp.where(steps > 0, steps, 1), 0.0, 1.0)
+    done = jnp.clip((_real(count) - begin) / jnp.where(steps > 0, steps, 1), 0.0, 1.0)
     return jnp.where(steps > 0, done, 0.0)
 
 
@@ -119,7 +124,7 @@ def exponential_decay(
     """
 
     def at(count: Any) -> Any:
-        elapsed = jnp.maximum(count - transition_begin, 0)
+        elapsed = jnp.maximum(_real(count) - transition_begin, 0)
         exponent = elapsed / jnp.where(transition_steps > 0, transition_steps, 1)
         exponent = jnp.floor(exponent) if staircase else exponent
         frozen = jnp.logical_or(transition_steps <= 0, decay_rate == 0)
@@ -201,7 +206,7 @@ def warmup_cosine_decay_schedule(
         up = init_value + (peak_value - init_value) * _progress(count, 0, warmup_steps)
         s = _progress(count, warmup_steps, decay_steps - warmup_steps)
         down = end_value + (peak_value - end_value) * _half_cosine(s) ** exponent
-        return jnp.where(count < warmup_steps, up, down)
+        return jnp.where(_real(count) < warmup_steps, up, down)
 
     return at
 
@@ -222,7 +227,7 @@ def piecewise_constant_schedule(
     def at(count: Any) -> Any:
         value = init_value
         for boundary, factor in (boundaries_and_scales or {}).items():
-            value = jnp.where(count >= boundary, value * factor, value)
+            value = jnp.where(_real(count) >= boundary, value * factor, value)
         return value
 
     return at
@@ -254,7 +259,8 @@ def join_schedules(
     def at(count: Any) -> Any:
         value = _value(schedules[0], count)
         for boundary, later in zip(boundaries, schedules[1:], strict=True):
-            value = jnp.where(count < boundary, value, _value(later, count - boundary))
+            start = int(boundary) if isinstance(boundary, float) else boundary.astype(jnp.int32)
+            value = jnp.where(count < start, value, _value(later, count - start))
         return value
 
     return at

@@ -14,6 +14,8 @@ In the formulas g is the gradient, p the parameter, u the update, d a direction 
 and step size.
 """
 
+# pyright: reportArgumentType=false, reportAssignmentType=false
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

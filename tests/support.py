@@ -1,5 +1,7 @@
 """What several test modules need: counting traces, reading jaxprs, comparing structures."""
 
+# pyright: reportArgumentType=false
+
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -104,7 +106,7 @@ def changed(parameter: inspect.Parameter) -> Any:
         return not default
     if get_origin(annotation) is Literal:
         return next(o for o in get_args(annotation) if o != default)
-    if annotation is int:
+    if isinstance(kind_of(annotation), StaticInt):
         return default + 1
     if isinstance(default, tuple):
         return tuple(0.5 * x for x in default)

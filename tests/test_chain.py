@@ -1,5 +1,7 @@
 """Chains: what they compute, what they cost, who else may be in them."""
 
+# pyright: reportArgumentType=false
+
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """Schedules: optax's numbers, as values."""
 
+# pyright: reportArgumentType=false
+
 import copy
 import pickle
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """A transformation is a value: the call that makes it."""
 
+# pyright: reportArgumentType=false
+
 import copy
 import dataclasses
 import functools

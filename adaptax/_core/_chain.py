@@ -12,7 +12,7 @@ from ._leafwise import Leafwise, leafwise
 from ._types import EmptyState
 from ._value import GradientTransformation, Node, TransformationKind, node_of, transformation
 
-Transform = Annotated[GradientTransformation, TransformationKind()]
+Transform = Annotated[Any, TransformationKind()]  # ours, optax's or a pair of functions
 
 
 @dataclass(frozen=True, eq=False)

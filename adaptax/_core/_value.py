@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -183,8 +182,7 @@ class ScheduleValue:
         self.call = call
 
     def __call__(self, count: Any) -> Any:
-        # A float count divides and multiplies under strict promotion too; exact to 2^24 steps.
-        return self.call.built(jnp.asarray(count, jnp.result_type(float)))
+        return self.call.built(count)
 
     def __eq__(self, other: Any) -> bool:
         return isinstance(other, ScheduleValue) and self.call == other.call
@@ -313,6 +311,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _is_default(value: Any, default: Any) -> bool:
+    if value is None or default is None:
+        return value is default  # a dtype of float64 == None, says numpy
     arrays = any(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(value))
     return not arrays and bool(value == default)
 
