@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptax._core._kinds import StaticInt, kind_of
+
 PARAMS = {
     "b": np.array([0.5, -1.0, 2.0], np.float32),
     "w": np.linspace(-1.0, 1.0, 12, dtype=np.float32).reshape(4, 3),
