@@ -38,10 +38,10 @@ class Chain:
         dtypes = _tree.dtypes(updates)
         new_states: list[Any] = []
         groups = list(_groups(self._flat(state)))
-        for i, group in enumerate(groups):
+        for group in groups:
             together = [item for item in group if isinstance(item.link, Leafwise)]
             if together:
-                last = i == len(groups) - 1
+                last = group is groups[-1]
                 updates, states = _leafwise.run(
                     [item.link for item in together],
                     [item.state for item in together],

@@ -211,8 +211,11 @@ def run(
     others = [_tree.Beside(reading[0], "params", params)] if reading else []
     trees = _tree.Aligned(where[0], updates, others + slots)
     operands = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
+    counts = tuple(o.count for o in operands)
+    scalars, layout = jax.tree.flatten(tuple((o.numbers, o.shared) for o in operands))
+    scalars = _packed(scalars)
     if not any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
-        operands = jax.device_put(operands)  # once, instead of at each leaf's dispatch
+        scalars = jax.device_put(scalars)  # once, instead of at each leaf's dispatch
     whole = updates if params is None else params  # params have leaves where updates have None
     specs = [None if k.per_leaf is None else k.per_leaf(whole) for k in links]
     structures = tuple(link.structure for link in links)
@@ -229,9 +232,9 @@ def run(
                 None if dtypes is None else dtypes[i],
             )
             if static not in compiled:
-                compiled[static] = kernel(structures, *static)
+                compiled[static] = kernel(structures, layout, *static)
             try:
-                leaf = compiled[static](operands, g, p, old)
+                leaf = compiled[static](counts, scalars, g, p, old)
             except _checks.LeafError:
                 raise trees.explain() from None
         for column, value in zip(new, leaf, strict=True):
@@ -242,6 +245,19 @@ def run(
         _next_state(link, s, k, {n: next(columns) for n in link.slots})
         for link, s, k in zip(links, inner, operands, strict=True)
     ]
+
+
+def _packed(scalars: list[Any]) -> Any:
+    """Scalars as one vector: one operand to dispatch, and one constant to lower, for each leaf."""
+    dtype = jnp.result_type(float)
+    if all(isinstance(x, float) for x in scalars):
+        return np.asarray(scalars, dtype)
+    return _stack(tuple(jnp.asarray(x, dtype) for x in scalars))
+
+
+@jax.jit
+def _stack(scalars: tuple[Any, ...]) -> Any:
+    return jnp.stack(scalars)
 
 
 def _next_state(link: Leafwise, state: Any, operands: Operands, slots: dict[str, Any]) -> Any:
@@ -276,25 +292,25 @@ class LinkStructure:
 
 @functools.lru_cache(maxsize=4096)
 def kernel(
-    structures: tuple[LinkStructure, ...], specs: tuple[Any, ...], dtype: Any
+    structures: tuple[LinkStructure, ...], layout: Any, specs: tuple[Any, ...], dtype: Any
 ) -> Callable[..., Any]:
-    """The jitted function that takes one leaf through the rules of all links."""
+    """The jitted function that takes one leaf through the rules of all links.
 
-    def leaf(operands: Any, g: Any, p: Any, slots: Any) -> Any:
+    `layout` says which of the packed scalars is what; `specs` and `dtype` are the leaf's.
+    """
+
+    def leaf(counts: Any, scalars: Any, g: Any, p: Any, slots: Any) -> Any:
         arrays = [g] if p is None else [g, p]
         if not all(jnp.issubdtype(x.dtype, jnp.inexact) and x.shape == g.shape for x in arrays):
             raise _checks.LeafError
         real = compute_dtype(*(x.dtype for x in jax.tree.leaves((g, p, slots))))
-
-        def operand(x: Any) -> Any:
-            return jnp.asarray(x, real)
-
+        named = layout.unflatten(jnp.unstack(scalars.astype(real)))
         u, p = widen(g, real), None if p is None else widen(p, real)
         rest, new = list(slots), []
-        for structure, spec, (count, numbers, shared) in zip(
-            structures, specs, operands, strict=True
+        for structure, spec, count, (numbers, shared) in zip(
+            structures, specs, counts, named, strict=True
         ):
-            link = structure.link(jax.tree.map(operand, numbers))
+            link = structure.link(numbers)
             mine, rest = rest[: len(link.slots)], rest[len(link.slots) :]
             if spec == SKIP:
                 new += mine
@@ -302,7 +318,7 @@ def kernel(
             for slot, s in zip(link.slots.values(), mine, strict=True):
                 if slot.shape(g) != s.shape:
                     raise _checks.LeafError
-            keywords = jax.tree.map(operand, shared) | ({} if spec is None else {"spec": spec})
+            keywords = shared | ({} if spec is None else {"spec": spec})
             t = None if count is None else count.astype(real)
             with mixing(g, p, *slots):
                 out = link.rule(t, u, p, *(widen(s, real) for s in mine), **keywords)

@@ -56,6 +56,8 @@ class Aligned:
 
     def _column(self, other: Beside) -> list[Any]:
         pieces, treedef = jax.tree.flatten(other.tree, is_leaf=_is_none)
+        if treedef == self._treedef and not any(x is None for x in pieces):
+            return pieces
         if treedef != self._treedef:
             try:
                 pieces = self._treedef.flatten_up_to(other.tree)
