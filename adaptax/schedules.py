@@ -6,9 +6,11 @@ a `jax.vmap`. Any function of the step works as a schedule too; it has no leaves
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from ._core import NonNegative, Number, Numbers, Positive, Real, _checks, schedule
 
@@ -19,6 +21,9 @@ class _Scales(Number):
     def canonical(self, function: str, name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _checks.wrong_kind(function, name, "a mapping of steps to factors", value)
+        for step in value:
+            if isinstance(step, bool) or not isinstance(step, int | np.integer):
+                raise _checks.wrong_kind(function, f"a step of {name}", "a whole number", step)
         canonical = super().canonical
         return {int(k): canonical(function, f"{name}[{k}]", v) for k, v in sorted(value.items())}
 
@@ -246,7 +251,8 @@ def join_schedules(
             there are schedules.
 
     Raises:
-        ValueError: The numbers of schedules and boundaries don't fit.
+        ValueError: The numbers of schedules and boundaries don't fit, or the boundaries do
+            not rise.
     """
     if len(boundaries) != len(schedules) - 1:
         raise _checks.out_of_range(
@@ -256,10 +262,14 @@ def join_schedules(
             len(boundaries),
         )
 
+    known = [b for b in boundaries if isinstance(b, float)]
+    if any(a >= b for a, b in pairwise(known)):
+        raise _checks.out_of_range("join_schedules", "boundaries", "rising order", boundaries)
+
     def at(count: Any) -> Any:
         value = _value(schedules[0], count)
         for boundary, later in zip(boundaries, schedules[1:], strict=True):
-            start = int(boundary) if isinstance(boundary, float) else boundary.astype(jnp.int32)
+            start = jnp.ceil(boundary).astype(jnp.int32)  # the first whole step not before it
             value = jnp.where(count < start, value, _value(later, count - start))
         return value
 

@@ -68,6 +68,11 @@ VALUES = {name: make for name, make in CALLS.items() if name != "joined with a f
 values = pytest.mark.parametrize("make", VALUES.values(), ids=VALUES.keys())
 
 
+def test_a_boundary_between_steps_is_the_next_step():
+    joined = adaptax.join_schedules([0.0, 1.0], [2.5])
+    assert [float(joined(count)) for count in range(5)] == [0.0, 0.0, 0.0, 1.0, 1.0]
+
+
 @calls
 def test_values_are_those_of_optax(make):
     with optax_rules():

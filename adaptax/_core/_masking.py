@@ -128,6 +128,11 @@ class _TransformsByLabel(TransformationKind):
         if not isinstance(value, Mapping):
             wanted = "a mapping of labels to transformations"
             raise _checks.wrong_kind(function, name, wanted, value)
+        try:
+            sorted(value)
+        except TypeError:  # jax sorts the keys of a dict
+            wanted = "a mapping whose labels can be sorted together"
+            raise _checks.wrong_kind(function, name, wanted, list(value)) from None
         return {
             k: super(_TransformsByLabel, self).canonical(function, f"{name}[{k!r}]", v)
             for k, v in value.items()
