@@ -255,13 +255,9 @@ def join_schedules(
             not rise.
     """
     if len(boundaries) != len(schedules) - 1:
-        raise _checks.out_of_range(
-            "join_schedules",
-            "the number of boundaries",
-            f"{{{len(schedules) - 1}}} for {len(schedules)} schedules",
-            len(boundaries),
+        raise _checks.wrong_number(
+            "join_schedules", "boundaries", len(schedules) - 1, len(boundaries)
         )
-
     known = [b for b in boundaries if isinstance(b, float)]
     if any(a >= b for a, b in pairwise(known)):
         raise _checks.out_of_range("join_schedules", "boundaries", "rising order", boundaries)

@@ -157,7 +157,7 @@ FACTORY = [
         TypeError, r"^named_chain: a is the function adam itself; call it"),
     row("one name twice",
         lambda: adaptax.named_chain(("a", adaptax.clip(1.0)), ("a", adaptax.clip(2.0))),
-        ValueError, r"^named_chain: the names must .*got \('a', 'a'\)"),
+        ValueError, r"^named_chain: names must be unique, got 'a' more than once"),
     row("schedule of text", lambda: adaptax.linear_schedule("0", 1.0, 5), TypeError,
         rf"^linear_schedule: init_value {TYPE}'0'"),
     row("no steps of decay", lambda: adaptax.cosine_decay_schedule(1.0, 0), ValueError,
@@ -174,7 +174,7 @@ FACTORY = [
         lambda: adaptax.piecewise_constant_schedule(1.0, {5: -0.1}), ValueError,
         r"^piecewise_constant_schedule: boundaries_and_scales\[5\] must lie in \[0, inf\)"),
     row("boundaries missing", lambda: adaptax.join_schedules([LINEAR, LINEAR], []), ValueError,
-        r"^join_schedules: the number of boundaries must lie in \{1\} for 2 schedules, got 0"),
+        r"^join_schedules: the number of boundaries must be 1, got 0"),
     row("one schedule joined", lambda: adaptax.join_schedules(LINEAR, []), TypeError,
         r"^join_schedules: schedules must be a tuple, got linear_schedule"),
 ]  # fmt: skip
@@ -320,8 +320,8 @@ UPDATE = [
     bad("vector for muon", adaptax.scale_by_muon(), lambda g, s, p: (g, s), ValueError,
         r"^scale_by_muon: \['b'\] has 1 axes, which do not hold the matrix of "
         r"MuonDimensionNumbers\(reduction_axis=0, output_axis=1\)\. Give weight_dimension_numbers"),
-    bad("rule that changes a shape", misshapen(), lambda g, s, p: (g, s), Exception,
-        r"misshapen: a rule changed the shape of an update"),
+    bad("rule that changes a shape", misshapen(), lambda g, s, p: (g, s), ValueError,
+        r"misshapen: a rule must return an update of the gradient's shape"),
     bad("stacked rate outside vmap", adaptax.adam(jnp.array([0.1, 0.2])), lambda g, s, p: (g, s),
         ValueError, r"^scale_by_learning_rate: learning_rate has shape \(2,\) where one number is "
         r"wanted\. A transformation with stacked hyperparameters is for jax\.vmap"),

@@ -1,7 +1,6 @@
 """The engine: values, rules, trees, chains. Nothing here knows an algorithm."""
 
 from ._apply import apply_updates as apply_updates
-from ._chain import Pair as Pair
 from ._chain import Transform as Transform
 from ._chain import chain as chain
 from ._chain import identity as identity

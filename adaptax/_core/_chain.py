@@ -10,7 +10,14 @@ import jax
 from . import _checks, _leafwise, _tree
 from ._leafwise import Leafwise, leafwise
 from ._types import EmptyState
-from ._value import GradientTransformation, Node, TransformationKind, node_of, transformation
+from ._value import (
+    GradientTransformation,
+    Node,
+    Pair,
+    TransformationKind,
+    node_of,
+    transformation,
+)
 
 Transform = Annotated[Any, TransformationKind()]  # ours, optax's or a pair of functions
 
@@ -161,7 +168,7 @@ def named_chain(*transforms: NamedTransform) -> Chain:
     """
     names = tuple(name for name, _ in transforms)
     if len(set(names)) < len(names):
-        raise _checks.out_of_range("named_chain", "the names", "a set without repeats", names)
+        raise _checks.repeated_name("named_chain", names)
     return Chain(tuple(node_of(tx) for _, tx in transforms), names)
 
 
@@ -194,10 +201,3 @@ def with_extra_args_support(tx: Transform) -> Node:
         tx: A pair of functions, such as a transformation from optax.
     """
     return node_of(tx)
-
-
-class Pair(NamedTuple):
-    """The init and update of a transformation that is written with whole trees."""
-
-    init: Callable[..., Any]
-    update: Callable[..., Any]

@@ -125,6 +125,22 @@ def shapes(where: str, name: str, differing: dict[str, tuple[Any, Any]], total: 
     )
 
 
+def changed_shape(where: str) -> ValueError:
+    """A rule returned an update of another shape than it was given."""
+    return ValueError(f"{where}: a rule must return an update of the gradient's shape.")
+
+
+def repeated_name(where: str, names: Sequence[str]) -> ValueError:
+    """Two links of a named chain have one name."""
+    twice = next(name for name in names if names.count(name) > 1)
+    return ValueError(f"{where}: names must be unique, got {twice!r} more than once.")
+
+
+def wrong_number(where: str, what: str, wanted: int, got: int) -> ValueError:
+    """Too few or too many of something."""
+    return ValueError(f"{where}: the number of {what} must be {wanted}, got {got}.")
+
+
 class LeafError(Exception):
     """Raised inside a kernel; the engine turns it into a `TreeMismatchError` with key paths."""
 

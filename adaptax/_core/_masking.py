@@ -9,10 +9,17 @@ import numpy as np
 from jax.core import Tracer
 
 from . import _checks, _tree
-from ._chain import Pair, Transform
+from ._chain import Transform
 from ._leafwise import SKIP, Leafwise
 from ._types import ArrayTree, MaskLike
-from ._value import GradientTransformation, Node, TransformationKind, node_of, transformation
+from ._value import (
+    GradientTransformation,
+    Node,
+    Pair,
+    TransformationKind,
+    node_of,
+    transformation,
+)
 
 
 class MaskedNode(NamedTuple):
@@ -62,20 +69,29 @@ def _keep(tree: Any, chosen: list[bool]) -> Any:
     return treedef.unflatten(x if c else MaskedNode() for x, c in zip(leaves, chosen, strict=True))
 
 
-def _keep_in(extra_args: dict[str, Any], updates: Any, chosen: list[bool]) -> dict[str, Any]:
-    """The extra arguments, those with the structure of the updates masked like them."""
-    structure = jax.tree.structure(updates)
-    return {
-        k: _keep(v, chosen) if jax.tree.structure(v) == structure else v
-        for k, v in extra_args.items()
-    }
-
-
 def _merge(chosen: Any, tree: Any) -> Any:
     """The leaves of `chosen` laid over those of `tree` where it has a `MaskedNode`."""
     return jax.tree.map(
         lambda new, old: old if isinstance(new, MaskedNode) else new, chosen, tree, is_leaf=_is_hole
     )
+
+
+def _update_part(
+    node: Node,
+    chosen: list[bool],
+    trees: tuple[Any, Any, Any],
+    extra_args: dict[str, Any],
+    mask_extra_args: bool,
+) -> tuple[Any, MaskedState]:
+    """The node's update of the chosen leaves; `trees` are updates, its state and params."""
+    updates, state, params = trees
+    if mask_extra_args:
+        structure = jax.tree.structure(updates)
+        alike = {k for k, v in extra_args.items() if jax.tree.structure(v) == structure}
+        extra_args = {k: _keep(v, chosen) if k in alike else v for k, v in extra_args.items()}
+    some = None if params is None else _keep(params, chosen)
+    new, inner = node.update(_keep(updates, chosen), state.inner_state, some, **extra_args)
+    return new, MaskedState(inner)
 
 
 @transformation
@@ -112,13 +128,9 @@ def masked(inner: Transform, mask: MaskLike, *, mask_compatible_extra_args: bool
         if not isinstance(state, MaskedState):
             raise _checks.wrong_state("masked", "MaskedState", state)
         chosen = _bools("masked", mask, updates if params is None else params)
-        some = None if params is None else _keep(params, chosen)
-        if mask_compatible_extra_args:
-            extra_args = _keep_in(extra_args, updates, chosen)
-        new, inner_state = node.update(
-            _keep(updates, chosen), state.inner_state, some, **extra_args
-        )
-        return _merge(new, updates), MaskedState(inner_state)
+        trees = (updates, state, params)
+        new, state = _update_part(node, chosen, trees, extra_args, mask_compatible_extra_args)
+        return _merge(new, updates), state
 
     return Pair(init, update)
 
@@ -193,14 +205,11 @@ def partition(
         result, states = updates, {}
         for label, node in nodes.items():
             chosen = [one == label for one in labels]
-            some = None if params is None else _keep(params, chosen)
-            extra = extra_args
-            if mask_compatible_extra_args:
-                extra = _keep_in(extra_args, updates, chosen)
-            new, inner_state = node.update(
-                _keep(updates, chosen), state.inner_states[label].inner_state, some, **extra
+            trees = (updates, state.inner_states[label], params)
+            new, states[label] = _update_part(
+                node, chosen, trees, extra_args, mask_compatible_extra_args
             )
-            result, states[label] = _merge(new, result), MaskedState(inner_state)
+            result = _merge(new, result)
         return result, PartitionState(states)
 
     return Pair(init, update)

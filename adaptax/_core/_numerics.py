@@ -19,7 +19,7 @@ INT32_MAX = np.iinfo(np.int32).max
 class Decay:
     """A decay b in [0, 1) as the two numbers that rules need: 1 - b and log b.
 
-    Near one, b itself has few digits left in float32 (0.9999 is off by 1e-4 of 1 - b). A Python
+    Near one, b itself has few digits left in float32 (0.9999 is off by 2e-4 of 1 - b). A Python
     float gives both numbers from its double. A traced b has only its float32 value: 1 - b is
     then exact (for b >= 1/2), and log b follows from it.
     """

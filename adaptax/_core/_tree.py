@@ -89,7 +89,7 @@ class Aligned:
                 return _checks.shapes(other.where, other.name, differing, len(column))
             if not all(map(_is_trainable, column)):
                 return _checks.not_floating(other.where, other.name, other.tree)
-        return _checks.LeafError(f"{self._where}: a rule changed the shape of an update.")
+        return _checks.changed_shape(self._where)
 
 
 def _is_trainable(g: Any) -> bool:

@@ -209,6 +209,13 @@ def node_of(tx: Any) -> Node:
     return Foreign(*tx) if call is None else call.built
 
 
+class Pair(NamedTuple):
+    """The init and update of a transformation that is written with whole trees."""
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]
+
+
 class Foreign:
     """A pair of functions from elsewhere, given those extra arguments that it can take."""
 

@@ -115,7 +115,7 @@ def small(leaves: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def single(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """One vector."""
+    """One vector of this many entries."""
     return {"w": _spec(size)}
 
 
