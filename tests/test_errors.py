@@ -150,7 +150,7 @@ FACTORY = [
     row("uncalled factory, partition", lambda: adaptax.partition({"x": adaptax.adam}, "x"),
         TypeError, r"^partition: transforms\['x'\] is the function adam itself; call it"),
     row("list for a partition", lambda: adaptax.partition([adaptax.adam(0.1)], "x"), TypeError,
-        r"^partition: transforms must be a mapping of labels to transformations, got \["),
+        r"^partition: transforms must be a mapping of path patterns, or pairs of a path pattern"),
     row("link without a name", lambda: adaptax.named_chain(adaptax.clip(1.0)), TypeError,
         r"^named_chain: argument 1 must be a pair of a name and a transformation"),
     row("uncalled factory with a name", lambda: adaptax.named_chain(("a", adaptax.adam)),
@@ -214,6 +214,7 @@ def misshapen() -> extend.Leafwise:
 
 ADAM, ADAMW, SCALE = adaptax.adam(0.1), adaptax.adamw(0.1), adaptax.scale_by_adam()
 CLIPPED = adaptax.chain(adaptax.clip_by_global_norm(1.0), ADAMW)
+TWO = adaptax.partition({"b": adaptax.sgd(0.1), "w": adaptax.sgd(0.2)})
 PARTS = adaptax.partition({"x": adaptax.sgd(0.1), "y": ADAMW}, lambda tree: {"b": "x", "w": "y"})
 NAMED = adaptax.named_chain(("one", adaptax.ema(0.5)), ("two", adaptax.ema(0.5)))
 BATCH = {f"p{i}": jnp.zeros((i + 1, 2)) for i in range(8)}
@@ -317,9 +318,6 @@ UPDATE = [
     bad("an integer parameter with a gradient", ADAMW,
         lambda g, s, p: (g, s, {**p, "b": p["b"].astype(int)}), TreeMismatchError,
         r"params must be floating or complex: \['b'\] is int32"),
-    bad("vector for muon", adaptax.scale_by_muon(), lambda g, s, p: (g, s), ValueError,
-        r"^scale_by_muon: \['b'\] has 1 axes, which do not hold the matrix of "
-        r"MuonDimensionNumbers\(reduction_axis=0, output_axis=1\)\. Give weight_dimension_numbers"),
     bad("rule that changes a shape", misshapen(), lambda g, s, p: (g, s), ValueError,
         r"misshapen: a rule must return an update of the gradient's shape"),
     bad("stacked rate outside vmap", adaptax.adam(jnp.array([0.1, 0.2])), lambda g, s, p: (g, s),
@@ -327,16 +325,6 @@ UPDATE = [
         r"wanted\. A transformation with stacked hyperparameters is for jax\.vmap"),
     bad("schedule that returns an array", adaptax.sgd(lambda count: jnp.ones(2)),
         lambda g, s, p: (g, s), ValueError, r"^scale_by_learning_rate: learning_rate has shape"),
-    bad("mask of another tree", adaptax.adamw(0.1, mask=lambda tree: {"b": True}),
-        lambda g, s, p: (g, s, p), TypeError,
-        r"add_decayed_weights.*: a mask is a tree of bools with the parameters' structure "),
-    bad("mask of text", adaptax.adamw(0.1, mask="w"), lambda g, s, p: (g, s, p), TypeError,
-        r"add_decayed_weights.*: a mask is a tree of bools .*; got 'w'\.$"),
-    bad("mask of ones", adaptax.adamw(0.1, mask={"b": 0, "w": 1}), lambda g, s, p: (g, s, p),
-        TypeError, r"a mask is a tree of bools .*; got 0\.$"),
-    bad("mask of arrays",
-        adaptax.adamw(0.1, mask=lambda tree: jax.tree.map(lambda x: x > 0, tree)),
-        lambda g, s, p: (g, s, p), TypeError, r"a mask is a tree of bools "),
 ]  # fmt: skip
 
 
@@ -420,11 +408,39 @@ OTHER = [
         r"^scale_by_adam: parameters must be arrays, got 'text' \(str\) at \['w'\]\.$"),
     row("parameters that are an object", lambda: SCALE.init(object()), TypeError,
         r"^scale_by_adam: parameters must be arrays, got <object object .* at the root\.$"),
+    row("vector for muon", lambda: adaptax.scale_by_muon().init(params()), ValueError,
+        r"^scale_by_muon: \['b'\] has 1 axes, which do not hold the matrix of MuonDimensionN"),
+    row("mask of another tree",
+        lambda: adaptax.adamw(0.1, mask=lambda tree: {"b": True}).init(params()), TypeError,
+        r"add_decayed_weights.*: a mask is a path pattern, or a tree of bools with the param"),
+    row("mask of a pattern that matches nothing",
+        lambda: adaptax.adamw(0.1, mask="k").init(params()), ValueError,
+        r"add_decayed_weights.*: the pattern 'k' matches no leaf; the names are b; w\.$"),
+    row("pattern that gets nothing",
+        lambda: adaptax.partition({"*": None, "w": None}).init(params()), ValueError,
+        r"^partition: the pattern 'w' gets no leaf: the first match wins, and what it matches "
+        r"went, w to '\*'\. Put it earlier\.$"),
+    row("leaf that no pattern matches", lambda: adaptax.partition({"w": None}).init(params()),
+        ValueError, r"^partition: no pattern of \['w'\] matches b\. A last pattern "),
+    row("layers stacked to different heights", lambda: adaptax.scale_by_layer_decay(
+        0.5, [adaptax.Stacked("*")]).init(params()), ValueError,
+        r"^scale_by_layer_decay: the leaves of the stacked layers '\*' must have one leading "
+        r"size; b has 3; w has 4\.$"),
+    row("hyperparameter that there is not",
+        lambda: adaptax.adjustable(ADAM, static_args="b3"), ValueError,
+        r"^adjustable: there is no 'b3'; the numbers are learning_rate; b1; b2; eps; eps_root\.$"),
+    row("several learning rates", lambda: adaptax.learning_rate(TWO, TWO.init(params())),
+        ValueError, r"^learning_rate: 'learning_rate' is ambiguous: b/learning_rate; w/learning_"),
+    row("mask of ones", lambda: adaptax.adamw(0.1, mask={"b": 0, "w": 1}).init(params()),
+        TypeError, r"a mask is a path pattern, or a tree of bools .*; got 0\.$"),
+    row("mask of arrays", lambda: adaptax.adamw(
+        0.1, mask=lambda tree: jax.tree.map(lambda x: x > 0, tree)).init(params()),
+        TypeError, r"a mask is a path pattern, or a tree of bools "),
     row("mask of another tree at init", lambda: adaptax.masked(ADAM, {"x": True}).init(params()),
-        TypeError, r"^masked: a mask is a tree of bools with the parameters' structure \(or a "),
+        TypeError, r"^masked: a mask is a path pattern, or a tree of bools with the param"),
     row("traced mask",
         lambda: jax.jit(lambda m: adaptax.masked(ADAM, m).init(params()))(True), TypeError,
-        r"^masked: a mask is a tree of bools "),
+        r"^masked: a mask is a path pattern, or a tree of bools "),
     row("unknown label",
         lambda: adaptax.partition({"x": ADAM}, {"b": "x", "w": "y"}).init(params()),
         ValueError, r"^partition: the label of \['w'\] must be one of \['x'\], got 'y' \(str\)\.$"),

@@ -5,9 +5,12 @@ from ._chain import Transform as Transform
 from ._chain import chain as chain
 from ._chain import identity as identity
 from ._chain import named_chain as named_chain
+from ._chain import set_to_zero as set_to_zero
 from ._chain import stateless as stateless
 from ._chain import with_extra_args_support as with_extra_args_support
 from ._checks import TreeMismatchError as TreeMismatchError
+from ._hyper import number_names as number_names
+from ._hyper import set_numbers as set_numbers
 from ._kinds import Number as Number
 from ._kinds import Numbers as Numbers
 from ._leafwise import SKIP as SKIP
@@ -16,10 +19,10 @@ from ._leafwise import Slot as Slot
 from ._leafwise import leafwise as leafwise
 from ._linalg import Preconditioning as Preconditioning
 from ._linalg import newton_schulz as newton_schulz
-from ._masking import MaskedNode as MaskedNode
 from ._masking import MaskedState as MaskedState
 from ._masking import PartitionState as PartitionState
 from ._masking import masked as masked
+from ._masking import multi_transform as multi_transform
 from ._masking import partition as partition
 from ._numerics import Decay as Decay
 from ._numerics import abs_sq as abs_sq
@@ -31,6 +34,11 @@ from ._numerics import root_mean_square as root_mean_square
 from ._numerics import safe_increment as safe_increment
 from ._numerics import weight as weight
 from ._numerics import widen as widen
+from ._paths import PathPattern as PathPattern
+from ._paths import by_path as by_path
+from ._paths import matches as matches
+from ._paths import path_names as path_names
+from ._tree import MaskedNode as MaskedNode
 from ._tree import global_norm as global_norm
 from ._types import ArrayTree as ArrayTree
 from ._types import Count as Count
@@ -50,5 +58,8 @@ from ._types import Schedule as Schedule
 from ._types import Updates as Updates
 from ._value import GradientTransformation as GradientTransformation
 from ._value import GradientTransformationExtraArgs as GradientTransformationExtraArgs
+from ._value import Node as Node
+from ._value import Pair as Pair
+from ._value import node_of as node_of
 from ._value import schedule as schedule
 from ._value import transformation as transformation

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from . import _checks, _leafwise, _tree
 from ._leafwise import Leafwise, leafwise
@@ -29,10 +30,17 @@ class Chain:
     links: tuple[Node, ...]
     names: tuple[str, ...] | None = None
     name: str = "chain"
+    values: tuple[GradientTransformation, ...] = ()
 
     def bind(self, factory: Any, arguments: dict[str, Any]) -> "Chain":
         """Take the name of the alias that returns this chain."""
         return replace(self, name=factory.__name__)
+
+    def parts(self, state: Any) -> dict[str, tuple[GradientTransformation, Any]]:
+        """The links and their states, by number or name."""
+        names = self.names or [str(i) for i in range(len(self.links))]
+        states = [None] * len(names) if state is None else self._states(state)
+        return {n: (tx, s) for n, tx, s in zip(names, self.values, states, strict=True)}
 
     def init(self, params: Any) -> Any:
         """The states of the links."""
@@ -64,15 +72,17 @@ class Chain:
                 new_states.append(new)
         return _tree.round_to(updates, dtypes), self._nested(iter(new_states))
 
-    def _flat(self, state: Any) -> "Iterator[_Item]":
-        """The links with their states, chains inside this one laid open."""
+    def _states(self, state: Any) -> list[Any]:
         fits = isinstance(state, OrderedDict if self.names else tuple)
         if not fits or hasattr(state, "_fields") or len(state) != len(self.links):
             raise _checks.wrong_links(self.name, [_name(link) for link in self.links], state)
         if self.names and tuple(state) != self.names:
             raise _checks.wrong_names(self.name, self.names, list(state))
-        states = [*state.values()] if isinstance(state, OrderedDict) else state
-        for i, (link, inner) in enumerate(zip(self.links, states, strict=True)):
+        return list(state.values() if isinstance(state, OrderedDict) else state)
+
+    def _flat(self, state: Any) -> "Iterator[_Item]":
+        """The links with their states, chains inside this one laid open."""
+        for i, (link, inner) in enumerate(zip(self.links, self._states(state), strict=True)):
             if isinstance(link, Chain):
                 yield from link._flat(inner)
             else:
@@ -129,7 +139,7 @@ def chain(*transforms: Transform) -> Chain:
     >>> adaptax.chain(adaptax.clip(1.0), adaptax.scale(-0.1))
     chain(clip(max_delta=1.0), scale(step_size=-0.1))
     """
-    return Chain(tuple(node_of(tx) for tx in transforms))
+    return Chain(tuple(node_of(tx) for tx in transforms), values=transforms)
 
 
 class _NamedLink(NamedTuple):
@@ -151,6 +161,9 @@ class _NamedLinkKind(TransformationKind):
             raise _checks.wrong_kind(function, name, "a pair of a name and a transformation", value)
         return _NamedLink(value[0], super().canonical(function, value[0], value[1]))
 
+    def named(self, value: Any) -> Any:
+        return {link.name: link.tx for link in value}
+
 
 NamedTransform = Annotated[tuple[str, GradientTransformation], _NamedLinkKind()]
 
@@ -169,13 +182,21 @@ def named_chain(*transforms: NamedTransform) -> Chain:
     names = tuple(name for name, _ in transforms)
     if len(set(names)) < len(names):
         raise _checks.repeated_name("named_chain", names)
-    return Chain(tuple(node_of(tx) for _, tx in transforms), names)
+    return Chain(
+        tuple(node_of(tx) for _, tx in transforms), names, values=tuple(tx for _, tx in transforms)
+    )
 
 
 @transformation
 def identity() -> Leafwise:
     """Return the updates as they are. State: `EmptyState`."""
     return leafwise(lambda t, g, p: g, EmptyState)
+
+
+@transformation
+def set_to_zero() -> Leafwise:
+    """Replace the updates by zeros. State: `EmptyState`."""
+    return leafwise(lambda t, g, p: jnp.zeros_like(g), EmptyState)
 
 
 @transformation

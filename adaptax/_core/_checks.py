@@ -1,6 +1,6 @@
 """Every error of the library is made here: what was got, what is wanted, what to do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,57 @@ def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> Va
         f"{where}: the label of {path or 'the root'} must be one of {list(known)}, "
         f"got {_show(label)}."
     )
+
+
+def uncovered(where: str, patterns: Sequence[str], names: Sequence[str]) -> ValueError:
+    """Leaves that no path pattern matches."""
+    return ValueError(
+        f"{where}: no pattern of {list(patterns)} matches {listed(map(_name, names))}. "
+        'A last pattern "*" takes all that is left.'
+    )
+
+
+def matches_nothing(
+    where: str, pattern: str, names: Sequence[str], missed: Mapping[str, str] | None = None
+) -> ValueError:
+    """A path pattern that gets no leaf; `missed` are those that an earlier pattern took."""
+    if missed:
+        taken = (f"{_name(name)} to {earlier!r}" for name, earlier in missed.items())
+        return ValueError(
+            f"{where}: the pattern {pattern!r} gets no leaf: the first match wins, and what it "
+            f"matches went, {listed(taken)}. Put it earlier."
+        )
+    return ValueError(
+        f"{where}: the pattern {pattern!r} matches no leaf; the names are "
+        f"{listed(map(_name, names))}."
+    )
+
+
+def uneven_stack(where: str, pattern: str, sizes: Mapping[str, Any]) -> ValueError:
+    """Stacked layers whose leaves differ in their leading axis."""
+    every = (f"{_name(name)} has {size[0] if size else 'no axis'}" for name, size in sizes.items())
+    return ValueError(
+        f"{where}: the leaves of the stacked layers {pattern!r} must have one leading size; "
+        f"{listed(every)}."
+    )
+
+
+def no_number(where: str, name: str, names: Sequence[str], absent: bool) -> ValueError:
+    """A name that no number of a transformation has."""
+    why = f"{name} is None or structure here, not a number" if absent else f"there is no {name!r}"
+    return ValueError(f"{where}: {why}; the numbers are {listed(names)}.")
+
+
+def ambiguous(where: str, name: str, names: Sequence[str]) -> ValueError:
+    """A name that several numbers have."""
+    return ValueError(
+        f"{where}: {name!r} is ambiguous: {listed(names)}. Give more of the name, or a glob such "
+        f"as '*{name}' for all of them."
+    )
+
+
+def _name(name: str) -> str:
+    return name or "the root"
 
 
 def not_a_matrix(where: str, path: str, ndim: int, numbers: Any) -> ValueError:

@@ -79,6 +79,8 @@ class Leafwise:
     shared: Callable[..., dict[str, Any]] | None = None
     per_leaf: Callable[[Any], Sequence[Any]] | None = None
     wrap: type | None = None
+    parts: Any = None  # see `Pair`
+    chosen: Any = None
     factory: Any = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,7 +89,7 @@ class Leafwise:
         if self.factory is not None:
             return self
         bound = replace(self, factory=factory, arguments=arguments)
-        scheduled = [name for name, value in bound.numbers.items() if callable(value)]
+        scheduled = [name for name, value in bound.numbers.items() if _scheduled(value)]
         if scheduled and not self.counts:
             raise _checks.schedule_without_count(bound.name, scheduled[0])
         return bound
@@ -105,6 +107,8 @@ class Leafwise:
     def init(self, params: Any) -> Any:
         """The state before the first step."""
         _tree.check_arrays(self.name, params)
+        if self.per_leaf is not None:
+            self.per_leaf(params)  # a mask or a pattern that does not fit says so at once
         fields: dict[str, Any] = {"count": jnp.zeros((), jnp.int32)} if self.counts else {}
         real = _tree.compute_dtype(params)
         fields |= {name: jnp.asarray(value, real) for name, value in self.scalars.items()}
@@ -137,8 +141,9 @@ class Leafwise:
         count = state.count if self.counts else None
         numbers = {}
         for name, value in self.numbers.items():
-            if callable(value):
-                value = self.factory.kinds[name].prepare(value(count))
+            if _scheduled(value):
+                value = jax.tree.map(lambda v: _now(v, count), value, is_leaf=callable)
+                value = self.factory.kinds[name].prepare(value)
             for leaf in jax.tree.leaves(value):
                 if jnp.ndim(leaf) != 0:
                     raise _checks.not_scalar(self.name, name, leaf)
@@ -152,6 +157,15 @@ class Leafwise:
             with mixing(*jax.tree.leaves((updates, params))):
                 shared = here(t, updates, params, state)
         return Operands(count, numbers, shared)
+
+
+def _scheduled(value: Any) -> bool:
+    """Whether a schedule is among the numbers of an argument."""
+    return any(callable(leaf) for leaf in jax.tree.leaves(value, is_leaf=callable))
+
+
+def _now(value: Any, count: Any) -> Any:
+    return value(count) if callable(value) else value
 
 
 def leafwise(

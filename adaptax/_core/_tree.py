@@ -10,8 +10,18 @@ from jaxtyping import Array, Float
 from . import _checks, _numerics
 
 
-def _is_none(x: Any) -> bool:
+class MaskedNode(NamedTuple):
+    """Stands in a tree where a leaf is masked out; it holds nothing."""
+
+
+def is_none(x: Any) -> bool:
+    """Whether x is None, which is a leaf here."""
     return x is None
+
+
+def is_hole(x: Any) -> bool:
+    """Whether x stands where there is no array: None or masked out."""
+    return x is None or isinstance(x, MaskedNode)
 
 
 def _is_array(x: Any) -> bool:
@@ -27,7 +37,7 @@ def dtypes(tree: Any) -> list[Any]:
     """The dtype of each leaf, in the order of `Aligned.leaves`; None for None."""
     return [
         getattr(x, "dtype", None) or (None if x is None else jnp.result_type(x))
-        for x in jax.tree.leaves(tree, is_leaf=_is_none)
+        for x in jax.tree.leaves(tree, is_leaf=is_none)
     ]
 
 
@@ -51,11 +61,11 @@ class Aligned:
         self._where = where
         self._updates = updates
         self._others = others
-        self.leaves, self._treedef = jax.tree.flatten(updates, is_leaf=_is_none)
+        self.leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_none)
         self.columns = [self._column(other) for other in others]
 
     def _column(self, other: Beside) -> list[Any]:
-        pieces, treedef = jax.tree.flatten(other.tree, is_leaf=_is_none)
+        pieces, treedef = jax.tree.flatten(other.tree, is_leaf=is_none)
         if treedef == self._treedef and not any(x is None for x in pieces):
             return pieces
         if treedef != self._treedef:
@@ -98,7 +108,7 @@ def _is_trainable(g: Any) -> bool:
 
 def paths(tree: Any) -> list[str]:
     """The key path of each leaf, None leaves included."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
     return [jax.tree_util.keystr(path) for path, _ in leaves]
 
 
@@ -122,7 +132,7 @@ def check_state(where: str, link: Any, state: Any) -> Any:
 
 def round_to(tree: Any, wanted: Sequence[Any]) -> Any:
     """Cast each leaf to its dtype in `wanted` (as listed by `dtypes`)."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=_is_none)
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
     return treedef.unflatten(
         x if getattr(x, "dtype", dtype) == dtype else x.astype(dtype)
         for x, dtype in zip(leaves, wanted, strict=True)
@@ -130,13 +140,13 @@ def round_to(tree: Any, wanted: Sequence[Any]) -> Any:
 
 
 def broadcast(
-    where: str, what: str, prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] = _is_none
+    where: str, what: str, prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] = is_none
 ) -> list[Any]:
     """The prefix tree's leaf over each leaf of the tree; None is a leaf of both."""
     out: list[Any] = []
 
     def extend(value: Any, subtree: Any) -> None:
-        out.extend([value] * len(jax.tree.leaves(subtree, is_leaf=_is_none)))
+        out.extend([value] * len(jax.tree.leaves(subtree, is_leaf=is_none)))
 
     try:
         jax.tree.map(extend, prefix, tree, is_leaf=is_leaf)

@@ -7,8 +7,8 @@ init and update of a value are bound to the call; they build what they run from 
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -70,7 +70,7 @@ class Call:
         return hash((self.key, treedef, frozen(leaves)))
 
     def __repr__(self) -> str:
-        given = {**self.numbers, **self.structure}
+        given = self.given
         shown = []
         for name, parameter in self.factory.signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -80,10 +80,23 @@ class Call:
         return f"{self.name}({', '.join(shown)})"
 
     @property
+    def given(self) -> dict[str, Any]:
+        """The arguments in their canonical form, in the order of the numbers."""
+        return {**self.numbers, **self.structure}
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments as the factory's body receives them."""
         kinds = self.factory.kinds
-        return {k: kinds[k].prepare(v) for k, v in {**self.numbers, **self.structure}.items()}
+        return {k: kinds[k].prepare(v) for k, v in self.given.items()}
+
+    def with_arguments(self, given: dict[str, Any]) -> "Call":
+        """The factory's call with other arguments, in canonical form."""
+        numbers, structure = {}, {}
+        for name, value in given.items():
+            numeric = self.factory.kinds[name].numeric and _is_tree_of_numbers(value)
+            (numbers if numeric else structure)[name] = value
+        return Call(self.factory, numbers, structure)
 
     @property
     def built(self) -> Any:
@@ -162,6 +175,11 @@ class GradientTransformation(NamedTuple):
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any]]
 
+    @classmethod
+    def of(cls, call: Call) -> "GradientTransformation":
+        """The value of a call."""
+        return cls(Method(call, "init"), Method(call, "update"))
+
     def __repr__(self) -> str:
         call = call_of(self)
         if call is not None:
@@ -171,6 +189,8 @@ class GradientTransformation(NamedTuple):
 
 GradientTransformationExtraArgs: TypeAlias = GradientTransformation
 """Optax's name for a transformation that takes extra arguments; here all do."""
+
+T = TypeVar("T", bound=GradientTransformation)
 
 
 class ScheduleValue:
@@ -197,6 +217,14 @@ class ScheduleValue:
         return repr(self.call)
 
 
+Parts: TypeAlias = Callable[[Any], Mapping[str, tuple[GradientTransformation, Any]]]
+"""Given a state (or None), each transformation inside and its part of the state (or None), by
+name; the name of an only one is empty."""
+
+Chosen: TypeAlias = Callable[[Any], Mapping[str, list[bool]]]
+"""Given the parameters, which of the leaves (None leaves included) each of the parts sees."""
+
+
 def call_of(tx: Any) -> Call | None:
     """The call behind a transformation, or None for a pair of plain functions."""
     init = getattr(tx, "init", None)
@@ -214,6 +242,8 @@ class Pair(NamedTuple):
 
     init: Callable[..., Any]
     update: Callable[..., Any]
+    parts: Parts | None = None  # of a wrapper: what it wraps
+    chosen: Chosen | None = None  # of a wrapper for parts of the parameters: which
 
 
 class Foreign:
@@ -247,6 +277,12 @@ class TransformationKind(Kind):
             raise _checks.not_a_transformation(function, name, value)
         return GradientTransformation(*value)
 
+    def named(self, value: Any) -> Mapping[str, GradientTransformation]:
+        """The transformations in a canonical argument, in the order of its leaves, by name."""
+        if isinstance(value, GradientTransformation):
+            return {"": value}
+        return {str(i): tx for i, tx in enumerate(value)}
+
 
 def transformation(build: Callable[P, Any]) -> Callable[P, GradientTransformation]:
     """Decorate a function that builds a transformation: its calls become values.
@@ -255,9 +291,13 @@ def transformation(build: Callable[P, Any]) -> Callable[P, GradientTransformatio
     receives them checked; it may run many times, and inside a trace with traced numbers, so it
     only builds: no Python `if` on a number, no arithmetic outside the rule.
     """
-    return _factory(
-        build, lambda call: GradientTransformation(Method(call, "init"), Method(call, "update"))
-    )
+    return _factory(build, GradientTransformation.of)
+
+
+def transformation_of(cls: type[T]) -> Callable[[Callable[P, Any]], Callable[P, T]]:
+    """`transformation` for values of a subclass of `GradientTransformation` with more methods."""
+    _register(cls, call_of, cls.of)
+    return lambda build: _factory(build, cls.of)
 
 
 def schedule(build: Callable[P, Callable[[Any], Any]]) -> Callable[P, ScheduleValue]:
@@ -277,18 +317,17 @@ def _factory(build: Any, value: Callable[[Call], Any]) -> Any:
         except TypeError as error:
             raise _checks.bad_call(build.__name__, str(error)) from None
         bound.apply_defaults()
-        numbers, structure = {}, {}
-        for name, given in bound.arguments.items():
+        given = {}
+        for name, argument in bound.arguments.items():
             kind = kinds[name]
             if name in starred:
-                given = tuple(
+                given[name] = tuple(
                     kind.canonical(build.__name__, f"argument {i + 1}", v)
-                    for i, v in enumerate(given)
+                    for i, v in enumerate(argument)
                 )
             else:
-                given = kind.canonical(build.__name__, name, given)
-            (numbers if kind.numeric and _is_tree_of_numbers(given) else structure)[name] = given
-        call = Call(factory, numbers, structure)
+                given[name] = kind.canonical(build.__name__, name, argument)
+        call = Call(factory, {}, {}).with_arguments(given)
         call.built  # noqa: B018  a bad combination of arguments raises here
         return value(call)
 
@@ -331,6 +370,8 @@ def _spelled(value: Any) -> str:
         return f"jnp.array({np.asarray(value).tolist()}, {value.dtype.name!r})"
     if inspect.isfunction(value):
         return value.__qualname__
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {_spelled(v)}" for k, v in value.items()) + "}"
     if type(value) is tuple:
         return "(" + ", ".join(map(_spelled, value)) + ("," if len(value) == 1 else "") + ")"
     return repr(value)
@@ -386,6 +427,6 @@ def _register(cls: type, call_of: Callable[[Any], Any], make: Callable[[Call], A
 _register(
     GradientTransformation,
     call_of,
-    lambda call: GradientTransformation(Method(call, "init"), Method(call, "update")),
+    GradientTransformation.of,
 )
 _register(ScheduleValue, lambda value: value.call, ScheduleValue)

@@ -114,9 +114,3 @@ def scale_by_trust_ratio(
         return jnp.where((g_norm == 0) | (p_norm == 0), 1.0, ratio) * g
 
     return leafwise(rule, EmptyState, needs_params=True)
-
-
-@transformation
-def set_to_zero() -> Leafwise:
-    """Replace the updates by zeros."""
-    return leafwise(lambda t, g, p: jnp.zeros_like(g), EmptyState)
