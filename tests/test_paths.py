@@ -1,5 +1,7 @@
 """Leaves by name: patterns, groups, masks and step sizes by pattern, freezing."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 import dataclasses
 import pickle
 import re
@@ -208,7 +210,7 @@ def test_patterns_inside_a_group_may_name_leaves_that_it_does_not_hold():
 
 
 TYPO = {"*/bais": None, "*": adaptax.sgd(0.1)}
-ERRORS: list[tuple[str, Any, Any, str]] = [
+ERRORS: list[tuple[str, Any, Any, str | None]] = [
     ("uncovered", lambda: adaptax.partition({"*/bias": None}).init(model()), ValueError,
      r"^partition: no pattern of \['\*/bias'\] matches blocks/0/kernel; blocks/1/kernel; "
      r"embed/table; head/kernel\. A last pattern"),

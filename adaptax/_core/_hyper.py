@@ -8,7 +8,7 @@ import jax
 from . import _checks
 from ._kinds import Kind, Number, Numbers, Optional
 from ._paths import matches
-from ._value import GradientTransformation, ScheduleValue, TransformationKind, call_of
+from ._value import Call, GradientTransformation, ScheduleValue, TransformationKind, call_of
 
 
 class Numeric(NamedTuple):
@@ -43,16 +43,18 @@ def arguments(tx: Any) -> Iterator[Numeric]:
 def own_arguments(tx: Any) -> Iterator[Numeric]:
     """Those of `arguments` that are not a transformation's inside."""
     call = _call(tx)
-    for name, argument in () if call is None else call.given.items():
+    if call is None:
+        return
+    for name, argument in call.given.items():
         if not isinstance(call.factory.kinds[name], TransformationKind):
             yield from _of_argument(call, name, argument)
 
 
-def _call(value: Any) -> Any:
+def _call(value: Any) -> Call | None:
     return value.call if isinstance(value, ScheduleValue) else call_of(value)
 
 
-def _of_argument(call: Any, name: str, argument: Any) -> Iterator[Numeric]:
+def _of_argument(call: Call, name: str, argument: Any) -> Iterator[Numeric]:
     kind = call.factory.kinds[name]
     if kind.numeric and argument is not None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(argument, is_leaf=callable):

@@ -224,7 +224,8 @@ def partition(
         _paths.pairs_of("partition", "transforms", transforms)
     patterns = tuple(transforms)
     labels = [_text(label) for label in transforms]
-    nodes = {_text(label): node_of(cast(Any, tx)) for label, tx in transforms.items()}
+    groups = cast(Mapping[Any, GradientTransformation], transforms)
+    nodes = {_text(label): node_of(tx) for label, tx in groups.items()}
 
     def labelled(tree: Any) -> list[Any]:
         if by_pattern:
@@ -267,7 +268,7 @@ def partition(
 
     def parts(state: Any) -> Any:
         inside = {k: None if state is None else state.inner_states[k].inner_state for k in nodes}
-        return {str(_text(k)): (tx, inside[_text(k)]) for k, tx in transforms.items()}
+        return {str(_text(k)): (tx, inside[_text(k)]) for k, tx in groups.items()}
 
     def chosen(tree: Any) -> Any:
         every = labelled(tree)

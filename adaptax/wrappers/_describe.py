@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core import GradientTransformation, MaskedNode, Params, node_of, path_names
+from .._core import MaskedNode, Params, Transform, node_of, path_names
 from .._core._leafwise import SKIP, Leafwise
 from .._core._tree import is_none
 from .._core._value import TransformationKind, call_of
@@ -53,7 +53,7 @@ class Description(NamedTuple):
         return "\n".join(_lines(self))
 
 
-def describe(tx: GradientTransformation, params: Params) -> Description:
+def describe(tx: Transform, params: Params) -> Description:
     """Say which leaf of the parameters gets which transformation, and what its state takes.
 
     Nothing is computed: the parameters may be `jax.ShapeDtypeStruct`.
@@ -65,6 +65,7 @@ def describe(tx: GradientTransformation, params: Params) -> Description:
 
     Raises:
         ValueError: What `init` would raise, such as a leaf that no group covers.
+        TypeError: The first argument is not a transformation.
 
     >>> import adaptax, jax.numpy as jnp
     >>> params = {"embed": jnp.ones((4, 2)), "out": jnp.ones((2, 3))}
@@ -75,6 +76,7 @@ def describe(tx: GradientTransformation, params: Params) -> Description:
       out    float32[2,3]  mu nu     48 bytes
     14 parameters in 2 leaves; state 52 bytes, 3.71 a parameter (4 of them for the whole)
     """
+    tx = TransformationKind().canonical("describe", "tx", tx)
     state = jax.eval_shape(tx.init, params)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
     present = structure.unflatten(

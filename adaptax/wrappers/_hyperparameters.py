@@ -302,8 +302,10 @@ def _found(tx: Any, state: Any, prefix: str = "") -> Iterator[_Found]:
     call = call_of(tx)
     if isinstance(getattr(state, "hyperparams", None), Mapping):  # ours, or optax's
         rest = {one.name: one for one in _hyper.arguments(tx)}
+        foreign = {} if call is None else call.given.get("arguments", {})
         for name, stored in state.hyperparams.items():
-            one = rest.pop(name, _hyper.Numeric(name, stored, "inject_hyperparams", name, _ANY))
+            first = foreign.get(name, stored)
+            one = rest.pop(name, _hyper.Numeric(name, first, "inject_hyperparams", name, _ANY))
             scheduled = name in getattr(state, "hyperparams_states", ())
             now = stored
             if callable(one.value):
@@ -335,7 +337,7 @@ def _clock(one: _hyper.Numeric, state: Any) -> Any:
     return counts[min(counts)]
 
 
-def hyperparams(tx: GradientTransformation, state: OptState) -> dict[str, Any]:
+def hyperparams(tx: Transform, state: OptState) -> dict[str, Any]:
     """All hyperparameters of a running transformation by name, as the next update will use them.
 
     A schedule's value is that at the count in the state.
@@ -354,10 +356,11 @@ def hyperparams(tx: GradientTransformation, state: OptState) -> dict[str, Any]:
     >>> {name: float(value) for name, value in hyperparams(tx, tx.init(jnp.ones(2))).items()}
     {'0/max_delta': 1.0, '1/learning_rate': 1.0}
     """
+    tx = TransformationKind().canonical("hyperparams", "tx", tx)
     return {found.one.name: found.value for found in _found(tx, state)}
 
 
-def learning_rate(tx: GradientTransformation, state: OptState) -> Any:
+def learning_rate(tx: Transform, state: OptState) -> Any:
     """The learning rate of the next update.
 
     Args:
@@ -372,6 +375,7 @@ def learning_rate(tx: GradientTransformation, state: OptState) -> Any:
     >>> learning_rate(tx, tx.init(jnp.ones(2)))
     0.001
     """
+    tx = TransformationKind().canonical("learning_rate", "tx", tx)
     every = list(_found(tx, state))
     names = [found.one.name for found in every]
     (i,) = _hyper.find("learning_rate", "learning_rate", names)
@@ -379,7 +383,7 @@ def learning_rate(tx: GradientTransformation, state: OptState) -> Any:
 
 
 def set_hyperparams(
-    tx: GradientTransformation,
+    tx: Transform,
     state: OptState,
     values: Mapping[str, Any] | None = None,
     /,
@@ -392,7 +396,7 @@ def set_hyperparams(
             optax's, or a chain, groups or wrappers that hold one.
         state: Its state; it is not changed.
         values: New numbers by name: the whole name as `hyperparams` lists it, a trailing part of
-            one, or a glob for all that match, such as "*/learning_rate".
+            one, or a glob for all that match, such as "*learning_rate".
         **named: The same by keyword.
 
     Raises:
@@ -400,6 +404,7 @@ def set_hyperparams(
             is not kept in the state, or follows a schedule.
         TypeError: A value is not a number.
     """
+    tx = TransformationKind().canonical("set_hyperparams", "tx", tx)
     every = list(_found(tx, state))
     names = [found.one.name for found in every]
     changes: dict[int, tuple[Any, dict[str, Any]]] = {}
