@@ -42,6 +42,8 @@ _MASK = "a mask is a path pattern, or a tree of bools"
 
 def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
     """The mask as one bool for each leaf of the tree."""
+    if not jax.tree.leaves(tree, is_leaf=is_none):
+        return []  # also for the placeholder of `tree.map_params`, which fits no mask
     if isinstance(mask, str | re.Pattern):
         return _paths.selected(where, mask, tree, is_hole)
     given = mask(tree) if callable(mask) else mask
@@ -228,6 +230,8 @@ def partition(
     nodes = {_text(label): node_of(tx) for label, tx in groups.items()}
 
     def labelled(tree: Any) -> list[Any]:
+        if not jax.tree.leaves(tree, is_leaf=is_none):
+            return []  # as in `_bools`
         if by_pattern:
             found = _paths.first_match("partition", patterns, tree, is_hole)
             return [None if i is None else labels[i] for i in found]

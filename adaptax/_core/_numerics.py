@@ -1,5 +1,6 @@
 """Arithmetic that keeps its digits: decays near one, averages, norms, counts."""
 
+import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -108,38 +109,63 @@ def safe_increment(count: Int[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(count < INT32_MAX, count + 1, count)
 
 
-@jax.jit
-def _sum_of_squares(x: Any, unit: Any) -> Any:
-    with mixing(x):
-        return jnp.sum(abs_sq(widen(x, unit.dtype) / unit))
+def bounded(x: Any) -> Any:
+    """x with the largest finite numbers in the place of infinities. NaN stays."""
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(bounded(x.real), bounded(x.imag))
+    largest = float(jnp.finfo(x.dtype).max)
+    return jnp.clip(x, -largest, largest)
 
 
-@jax.jit
-def _peak(x: Any) -> Any:
-    return jnp.max(jnp.abs(widen(x, compute_dtype(x.dtype))))
+@functools.partial(jax.jit, static_argnames="finite")
+def _sum_of_squares(x: Any, scale: Any, finite: bool) -> Any:
+    x = widen(x, compute_dtype(x.dtype))
+    x = widen(bounded(x) if finite else x, scale.dtype)
+    parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+    return sum((jnp.sum(jnp.square(scale * part)) for part in parts), jnp.zeros_like(scale))
+
+
+@functools.partial(jax.jit, static_argnames="finite")
+def scaled_norm(
+    arrays: Sequence[Any], finite: bool = False
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """A power of two, and the 2-norm of all entries of all arrays when multiplied by it.
+
+    Float32 or wider. One pass over the data where the plain sum of squares neither overflows nor
+    underflows, with the factor 1; else another one with a factor that keeps it from doing so.
+
+    Args:
+        arrays: The arrays.
+        finite: Count an infinite entry as the largest finite number, of float32 or wider.
+    """
+    arrays = [a for a in arrays if a.size]
+    real = compute_dtype(*(a.dtype for a in arrays))
+    one = jnp.ones((), real)
+    if not arrays:
+        return one, jnp.zeros((), real)
+
+    def total(scale: Any, finite: bool) -> Any:
+        return jnp.sum(jnp.stack([_sum_of_squares(a, scale, finite) for a in arrays]))
+
+    plain = total(one, False)
+    tiny = np.asarray(np.finfo(real).tiny / np.finfo(real).eps, real)
+    fits = (jnp.isfinite(plain) & (plain > tiny)) | jnp.isnan(plain)
+    power = 80.0 if real == np.float32 else 600.0  # squares in range for all of the dtype
+    # It depends on the data, so that XLA does not square it at compile time, which underflows.
+    scale = jnp.where(plain > 1, 2.0**-power, 2.0**power).astype(real)
+    scale = jnp.where(fits, one, scale)
+    squares = jax.lax.cond(fits, lambda: plain, lambda: total(scale, finite))
+    return scale, jnp.sqrt(squares)
 
 
 @jax.jit
 def norm(arrays: Sequence[Any]) -> Float[Array, ""]:
     """The 2-norm of all entries of all arrays together, in float32 or wider.
 
-    One pass over the data where the plain sum of squares neither overflows nor underflows; two
-    more, scaled by the largest entry, where it does.
+    It neither overflows nor underflows where the result does not.
     """
-    arrays = [a for a in arrays if a.size]
-    real = compute_dtype(*(a.dtype for a in arrays))
-    plain = sum((_sum_of_squares(a, jnp.ones((), real)) for a in arrays), jnp.zeros((), real))
-
-    def rescaled() -> Any:
-        peak = jnp.max(jnp.stack([_peak(a).astype(real) for a in arrays]))
-        # 0, inf and nan are their own norms; the unit 1 keeps the division out of their way.
-        unit = jnp.where((peak > 0) & jnp.isfinite(peak), peak, jnp.ones((), real))
-        return unit * jnp.sqrt(sum(_sum_of_squares(a, unit) for a in arrays))
-
-    if not arrays:
-        return plain
-    tiny = np.asarray(np.finfo(real).tiny / np.finfo(real).eps, real)
-    return jax.lax.cond(jnp.isfinite(plain) & (plain > tiny), lambda: jnp.sqrt(plain), rescaled)
+    scale, scaled = scaled_norm(arrays)
+    return scaled / scale
 
 
 def root_mean_square(x: Any) -> Any:

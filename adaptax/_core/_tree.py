@@ -161,7 +161,12 @@ def global_norm(updates: Any) -> Float[Array, ""]:
     Accumulated in float32 or wider; does not overflow or underflow where the result does not.
     An empty tree has norm 0.
     """
-    return _numerics.norm([jnp.asarray(x) for x in jax.tree.leaves(updates) if not is_float0(x)])
+    return _numerics.norm(entries(updates))
+
+
+def entries(updates: Any) -> list[Any]:
+    """The arrays of a tree that have data."""
+    return [jnp.asarray(x) for x in jax.tree.leaves(updates) if not is_float0(x)]
 
 
 def compute_dtype(tree: Any) -> Any:

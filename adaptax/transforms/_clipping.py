@@ -1,9 +1,7 @@
 """Keeping updates small."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from .._core import (
@@ -12,11 +10,11 @@ from .._core import (
     NonNegative,
     Positive,
     _tree,
-    global_norm,
+    bounded,
     leafwise,
     root_mean_square,
+    scaled_norm,
     transformation,
-    widen,
 )
 
 
@@ -42,10 +40,10 @@ def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
     The norm is accumulated in float32 or wider and does not overflow where it is
     representable. Updates whose norm is at most c pass unchanged, bit for bit; so do zeros.
 
-    Where the norm is infinite, the result is the limit: with k infinite entries (real and
-    imaginary parts count by themselves), these become :math:`\pm c / \sqrt{k}` and all others
-    0; if all are finite but the norm is beyond the dtype, the norm of the result is still c.
-    Updates with a NaN pass unchanged, so that it shows.
+    An infinite entry counts as the largest finite number: k of them become
+    :math:`\pm c / \sqrt{k}` and leave next to nothing to the others. If all are finite but the
+    norm is beyond the dtype, the norm of the result is still c. With a NaN, nothing is scaled,
+    so that it shows.
 
     Args:
         max_norm: c >= 0, in the unit of the updates.
@@ -56,56 +54,17 @@ def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
     """
 
     def shared(t: Any, updates: Any, params: Any, state: Any) -> dict[str, Any]:
-        arrays = [jnp.asarray(x) for x in jax.tree.leaves(updates) if not _tree.is_float0(x)]
-        factor, unit, share = _factors(arrays, max_norm)
-        return {"factor": factor, "unit": unit, "share": share}
+        scale, norm = scaled_norm(_tree.entries(updates), finite=True)
+        large, one = norm / scale > max_norm, jnp.ones_like(norm)
+        return {
+            "factor": jnp.where(large, max_norm / norm, one),
+            "scale": jnp.where(large, scale, one),
+        }
 
-    def rule(t, g, p, *, factor, unit, share):
-        def part(x: Any) -> Any:
-            return jnp.where(jnp.isinf(x), jnp.where(x > 0, share, -share), factor * (unit * x))
-
-        return jax.lax.complex(part(g.real), part(g.imag)) if jnp.iscomplexobj(g) else part(g)
+    def rule(t, g, p, *, factor, scale):
+        return factor * (scale * bounded(g))
 
     return leafwise(rule, EmptyState, shared=shared)
-
-
-@jax.jit
-def _factors(arrays: Sequence[Any], max_norm: Any) -> tuple[Any, Any, Any]:
-    """What finite entries are multiplied by, in two steps, and what infinite ones become.
-
-    There is a second pass over the data only where the norm is not finite.
-    """
-    norm = global_norm(arrays)
-    max_norm = jnp.asarray(max_norm, norm.dtype)
-    one, inf = jnp.ones_like(norm), jnp.full_like(norm, jnp.inf)
-
-    def ordinary() -> tuple[Any, Any, Any]:
-        return jnp.where(norm > max_norm, max_norm / norm, one), one, inf
-
-    def limit() -> tuple[Any, Any, Any]:
-        # In this unit no finite entry's square overflows, and only what vanishes anyway vanishes.
-        unit = jnp.full_like(norm, 2.0**-100 if norm.dtype == jnp.float32 else 2.0**-800)
-        every = [_sums(part, unit) for x in arrays for part in _parts(x)]
-        squares, infinities = (sum(column) for column in zip(*every, strict=True))
-        share = max_norm / jnp.sqrt(jnp.maximum(infinities, one))
-        factor = jnp.where(infinities > 0, 0, max_norm / jnp.sqrt(squares))
-        nan = jnp.isnan(squares)
-        return jnp.where(nan, one, factor), jnp.where(nan, one, unit), jnp.where(nan, inf, share)
-
-    if not arrays:
-        return ordinary()
-    return jax.lax.cond(jnp.isfinite(norm) | jnp.isinf(max_norm), ordinary, limit)
-
-
-def _parts(x: Any) -> tuple[Any, ...]:
-    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
-
-
-@jax.jit
-def _sums(x: Any, unit: Any) -> tuple[Any, Any]:
-    """The sum of squares, in a unit, and the number of infinities."""
-    squares = jnp.sum(jnp.square(unit * widen(x, unit.dtype)))
-    return squares, jnp.sum(jnp.isinf(x), dtype=unit.dtype)
 
 
 @transformation
