@@ -74,7 +74,9 @@ from .schedules import piecewise_constant_schedule as piecewise_constant_schedul
 from .schedules import polynomial_schedule as polynomial_schedule
 from .schedules import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
 from .transforms import EmaState as EmaState
+from .transforms import MonitorState as MonitorState
 from .transforms import ScaleByScheduleState as ScaleByScheduleState
+from .transforms import SnapshotState as SnapshotState
 from .transforms import Stacked as Stacked
 from .transforms import TraceState as TraceState
 from .transforms import WeightDecaySchedule as WeightDecaySchedule
@@ -83,6 +85,8 @@ from .transforms import clip as clip
 from .transforms import clip_by_block_rms as clip_by_block_rms
 from .transforms import clip_by_global_norm as clip_by_global_norm
 from .transforms import ema as ema
+from .transforms import measure_with_ema as measure_with_ema
+from .transforms import monitor as monitor
 from .transforms import scale as scale
 from .transforms import scale_by_layer_decay as scale_by_layer_decay
 from .transforms import scale_by_learning_rate as scale_by_learning_rate
@@ -90,6 +94,7 @@ from .transforms import scale_by_param_block_rms as scale_by_param_block_rms
 from .transforms import scale_by_path as scale_by_path
 from .transforms import scale_by_schedule as scale_by_schedule
 from .transforms import scale_by_trust_ratio as scale_by_trust_ratio
+from .transforms import snapshot as snapshot
 from .transforms import trace as trace
 from .tree import bias_correction as bias_correction
 from .tree import update_infinity_moment as update_infinity_moment

@@ -16,6 +16,8 @@ SCRIPTS = {
     "architectures.py": (["--quick"], True, 1),
     "flax_nnx.py": (["--epochs", "1"], False, 0),
     "train_state.py": ([], False, 0),
+    "sweep.py": (["--quick"], True, 1),
+    "diagnose.py": (["--quick"], True, 5),
 }
 LONGEST = {"quickstart.py": 40}
 
