@@ -111,14 +111,30 @@ def _peak(x: Any, real: Any) -> Any:
 @partial(jax.jit, static_argnames="real")
 def stats_of(x: Any, real: Any) -> Any:
     """(norm, max, mean, nonfinite) of an array, of which the mean is that of the real part."""
-    # Products, not quotients: XLA fuses a cheap operation into each reduction that reads it.
-    peak = _peak(x, real)
-    unit = _unit(peak)
     parts = _parts(x, real)
+    mean = parts[0] * np.asarray(1 / max(x.size, 1), real)
+    modulus = jnp.abs(widen(x, real))
+    peak, mean, nonfinite = _together(
+        (modulus, mean, _ones(~jnp.isfinite(x), real)), (jnp.maximum, jnp.add, jnp.add)
+    )
+    unit = _unit(peak)
     squares = sum(jnp.sum(jnp.square(part * (1 / unit))) for part in parts)
-    mean = jnp.sum(parts[0] * np.asarray(1 / max(x.size, 1), real))
-    nonfinite = jnp.sum(~jnp.isfinite(x), dtype=jnp.int32).astype(real)
     return jnp.stack([unit * jnp.sqrt(squares), peak, mean, nonfinite])
+
+
+def _together(arrays: Sequence[Any], operations: Sequence[Any]) -> Sequence[Any]:
+    """Reductions of arrays of one shape in one pass, which keeps none of them in memory."""
+    zeros = [np.zeros((), x.dtype) for x in arrays]
+
+    def step(ours: Any, theirs: Any) -> Any:
+        return tuple(f(a, b) for f, a, b in zip(operations, ours, theirs, strict=True))
+
+    return jax.lax.reduce(tuple(arrays), tuple(zeros), step, tuple(range(arrays[0].ndim)))
+
+
+def _ones(flags: Any, real: Any) -> Any:
+    """1 where True; their sum is exact to 2^24 in float32."""
+    return jnp.where(flags, np.asarray(1, real), np.asarray(0, real))
 
 
 @partial(jax.jit, static_argnames="real")
@@ -126,8 +142,8 @@ def against(u: Any, g: Any, real: Any) -> Any:
     """How many entries of u go against g, and how many of g are not 0."""
     products = zip(_parts(jnp.sign(u), real), _parts(jnp.sign(g), real), strict=False)
     descends = sum(x * y for x, y in products) < 0
-    counts = [jnp.sum(x, dtype=jnp.int32) for x in (descends, g != 0)]
-    return jnp.stack(counts).astype(real)
+    flags = [_ones(x, real) for x in (descends, g != 0)]
+    return jnp.stack(_together(flags, (jnp.add, jnp.add)))
 
 
 @partial(jax.jit, static_argnames="real")
@@ -144,5 +160,6 @@ def cosine_of(x: Any, y: Any, real: Any) -> Any:
 @partial(jax.jit, static_argnames="real")
 def below(nu: Any, eps: Any, weight: Any, real: Any) -> Any:
     """How many entries of a corrected second moment have a root below ε, and of how many."""
-    count = jnp.sum(jnp.sqrt(widen(nu, real) / weight) < eps, dtype=jnp.int32)
-    return jnp.stack([count.astype(real), jnp.asarray(nu.size, real)])
+    count = _ones(jnp.sqrt(widen(nu, real) / weight) < eps, real)
+    entries = jnp.ones_like(count)
+    return jnp.stack(_together((count, entries), (jnp.add, jnp.add)))
