@@ -13,7 +13,7 @@ import pytest
 
 from adaptax import bench
 from adaptax.bench import __main__ as command
-from adaptax.bench import _accuracy, _problems, _report, _suite, _sweep, _timing
+from adaptax.bench import _accuracy, _probe, _problems, _report, _suite, _sweep, _timing
 
 TINY = bench.Settings(repeats=1, quick=True)
 BOTH = {"adaptax", "optax"}
@@ -96,6 +96,12 @@ def test_ulps_counts_units_in_the_last_place():
     exact = np.array([1.0, -2.0, 0.75])
     updates = np.array([1.0 + 2**-23, -2.0, 0.75 - 2**-23], np.float32)
     np.testing.assert_array_equal(_accuracy.ulps(updates, exact), [1, 0, 2])
+
+
+def test_probe():
+    (row,) = check(_probe.probe(TINY)).values()
+    assert set(row.samples) == {"adaptax", "optax"}
+    assert "of the time without the probe" in row.note
 
 
 def test_sweep():

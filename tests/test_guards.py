@@ -36,7 +36,7 @@ from adaptax import (
     loss_scale,
     skip_not_finite,
 )
-from adaptax.wrappers._condition import all_finite
+from adaptax.wrappers._step import all_finite
 
 STEPS = [jax.tree.map(lambda g, i=i: jnp.cos(g * (i + 1)), grads()) for i in range(6)]
 

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import chex
@@ -108,7 +109,7 @@ def test_the_slope_by_the_numbers_is_that_of_finite_differences(case: Case, x64:
         terms = jax.tree.map(lambda p, q: jnp.sum(jnp.sin(p - q)), now, target)
         return sum(jax.tree.leaves(terms))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})  # compiles fast
     @jax.value_and_grad
     def outcome(numbers: Any) -> Any:
         tx = treedef.unflatten(numbers)

@@ -11,6 +11,7 @@ from ._chain import with_extra_args_support as with_extra_args_support
 from ._checks import TreeMismatchError as TreeMismatchError
 from ._hyper import number_names as number_names
 from ._hyper import set_numbers as set_numbers
+from ._kinds import Constant as Constant
 from ._kinds import Number as Number
 from ._kinds import Numbers as Numbers
 from ._leafwise import SKIP as SKIP

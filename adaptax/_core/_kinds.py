@@ -80,6 +80,16 @@ class Number(Kind):
 
 
 @dataclass(frozen=True)
+class Constant(Number):
+    """A number in an interval, in whose place no schedule may stand."""
+
+    def canonical(self, function: str, name: str, value: Any) -> Any:
+        if callable(value) and not isinstance(value, type):
+            raise _checks.wrong_kind(function, name, "a number", value)
+        return super().canonical(function, name, value)
+
+
+@dataclass(frozen=True)
 class Numbers(Kind):
     """A tuple (of tuples) of numbers, each of one kind."""
 

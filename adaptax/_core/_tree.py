@@ -33,6 +33,13 @@ def is_float0(x: Any) -> bool:
     return getattr(x, "dtype", None) == jax.dtypes.float0
 
 
+def is_inexact(x: Any) -> bool:
+    """Whether x is an array (or a number) that is floating or complex, not a hole in a tree."""
+    if is_hole(x) or is_float0(x):
+        return False
+    return bool(jnp.issubdtype(jnp.result_type(x), jnp.inexact))
+
+
 def dtypes(tree: Any) -> list[Any]:
     """The dtype of each leaf, in the order of `Aligned.leaves`; None for None."""
     return [

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _accuracy, _problems, _sweep
+from . import _accuracy, _probe, _problems, _sweep
 from ._problems import Library
 from ._timing import Measurement, Row, Settings, interleave, stopwatch
 
@@ -235,6 +235,7 @@ SUITE: tuple[Benchmark, ...] = (
         for tree in STEP_TREES
     ),
     Benchmark("sweep", _sweep.digits_sweep),
+    Benchmark("probe", _probe.probe),
     Benchmark("import", imports),
     *(
         Benchmark(f"ulp-{optimizer}-{b2:g}", partial(_accuracy.ulp, optimizer=optimizer, b2=b2))

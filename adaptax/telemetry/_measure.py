@@ -17,7 +17,7 @@ from .._core import (
     path_names,
 )
 from .._core._paths import PathPattern, is_pattern, spelled
-from .._core._tree import dtypes, is_hole
+from .._core._tree import is_hole, is_inexact
 from ._rows import Rows, against, below, cosine_of
 from ._sample import TOTAL, Sample
 from ._slots import Slots, first_moment, floors, slots_of
@@ -141,11 +141,6 @@ def numbers(where: str, tree: Any, names: Sequence[str]) -> dict[str, int]:
     if not every.keys() >= set(names):
         raise _checks.wrong_state(where, "that of the same parameters", f"one of {sorted(names)}")
     return {name: every[name] for name in sorted(names)}
-
-
-def is_inexact(x: Any) -> bool:
-    """Whether x is an array of floating or complex numbers."""
-    return not is_hole(x) and jnp.issubdtype(dtypes(x)[0], jnp.inexact)
 
 
 def members(where: str, groups: Groups | None, names: Sequence[str]) -> dict[str, list[int]]:

@@ -18,7 +18,8 @@ from .._core import (
     safe_increment,
     transformation,
 )
-from ._measure import Groups, Trees, is_inexact, measured, members, numbers, trained
+from .._core._tree import is_inexact
+from ._measure import Groups, Trees, measured, members, numbers, trained
 from ._sample import Sample, unstacked
 
 

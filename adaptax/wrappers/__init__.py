@@ -17,12 +17,12 @@ from ._condition import ConditionallyTransformState as ConditionallyTransformSta
 from ._condition import apply_if_finite as apply_if_finite
 from ._condition import conditionally_mask as conditionally_mask
 from ._condition import conditionally_transform as conditionally_transform
-from ._condition import flatten as flatten
 from ._describe import Description as Description
 from ._describe import LeafDescription as LeafDescription
 from ._describe import describe as describe
 from ._evaluate import eval_params as eval_params
 from ._evaluate import schedule_free_eval_params as schedule_free_eval_params
+from ._flatten import flatten as flatten
 from ._groups import freeze as freeze
 from ._groups import selective_transform as selective_transform
 from ._guard import GuardReport as GuardReport

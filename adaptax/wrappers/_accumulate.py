@@ -31,7 +31,7 @@ from .._core import (
 from .._core._kinds import Kind, StaticInt
 from .._core._numerics import mixing
 from .._core._value import call_of, transformation_of
-from ._condition import Step, all_finite, boolean, checked, choose
+from ._step import Step, all_finite, boolean, checked, choose
 
 
 class MultiStepsState(NamedTuple):

@@ -17,6 +17,7 @@ from .._core import (
     Pair,
     Transform,
     _checks,
+    _tree,
     apply_updates,
     compute_dtype,
     node_of,
@@ -26,7 +27,7 @@ from .._core import (
     widen,
 )
 from .._core._kinds import StaticInt
-from ._shared import is_inexact, scalar, side_by_side, toward, wide_copy
+from ._shared import scalar, side_by_side, toward, wide_copy
 
 Start = Annotated[int, StaticInt(0)]
 
@@ -96,7 +97,7 @@ def _next(
 
 @jax.jit
 def _mixed(p: Any, mean: Any, part: Any, first: Any) -> Any:
-    if not is_inexact(p):
+    if not _tree.is_inexact(p):
         return p
     real = compute_dtype(p.dtype, mean.dtype)
     x = widen(p, real)

@@ -1,28 +1,21 @@
-"""Updates under a condition; and what all guards share: a choice that leaves a state untouched."""
+"""Updates under a condition."""
 
-import math
-from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Int
 
 from .._core import (
-    Node,
     OptState,
     Pair,
     Transform,
-    Updates,
     _checks,
-    _tree,
     node_of,
     safe_increment,
     transformation,
 )
 from .._core._kinds import Kind, StaticInt
+from ._step import Step, all_finite, boolean, checked, inner_part
 
 
 class ConditionallyTransformState(NamedTuple):
@@ -75,105 +68,6 @@ class Function(Kind):
 
 
 ConditionFn = Annotated[Any, Function()]
-
-
-@jax.jit
-def _finite(arrays: Sequence[Any]) -> Any:
-    flags = [jnp.all(jnp.isfinite(x)) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
-
-
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether no entry of a tree is infinite or NaN; None and integers never are."""
-    return _finite([jnp.asarray(x) for x in jax.tree.leaves(tree) if not _tree.is_float0(x)])
-
-
-def choose(proceed: Any, go: Callable[[], Any], stay: Callable[[], Any]) -> Any:
-    """The result of one of two functions; the other one is not computed."""
-    if isinstance(proceed, Tracer):
-        return jax.lax.cond(proceed, go, stay)
-    return go() if proceed else stay()  # un-jitted, a cond would compile at every call
-
-
-class Step(NamedTuple):
-    """One update of a wrapped transformation, to be done or left out."""
-
-    node: Node
-    updates: Updates
-    state: OptState
-    params: Any
-    extra_args: dict[str, Any]
-
-    def dtypes(self) -> list[Any]:
-        """The dtypes of the resulting updates, leaf by leaf.
-
-        Those of the given ones, except that a transformation may widen 16 bits on purpose.
-        """
-        given = _tree.dtypes(self.updates)
-        if not any(d is not None and jnp.issubdtype(d, jnp.inexact) and _narrow(d) for d in given):
-            return given
-
-        def arrays() -> list[Any]:
-            new, _ = self.node.update(self.updates, self.state, self.params, **self.extra_args)
-            leaves = jax.tree.leaves(new, is_leaf=_tree.is_none)
-            return [None if _tree.is_float0(x) else x for x in leaves]
-
-        new = jax.eval_shape(arrays)
-        return [d if x is None else x.dtype for x, d in zip(new, given, strict=True)]
-
-    def done(self, dtypes: Sequence[Any], updates: Any = None) -> tuple[Any, Any]:
-        """The new updates and state, perhaps from wider `updates`; in the dtypes of before."""
-        updates = self.updates if updates is None else updates
-        new, state = self.node.update(updates, self.state, self.params, **self.extra_args)
-        return _tree.round_to(new, dtypes), jax.tree.map(_as_before, self.state, state)
-
-    def left_out(
-        self, dtypes: Sequence[Any], instead: Callable[[Any], Any] = jnp.zeros_like
-    ) -> tuple[Any, Any]:
-        """Zeros, or what `instead` makes of each update; and the state as it is."""
-
-        def leaf(g: Any) -> Any:
-            return g if g is None or _tree.is_float0(g) else instead(g)
-
-        new = jax.tree.map(leaf, self.updates, is_leaf=_tree.is_none)
-        return _tree.round_to(new, dtypes), self.state
-
-    def taken_if(
-        self, proceed: Any, instead: Callable[[Any], Any] = jnp.zeros_like
-    ) -> tuple[Any, Any]:
-        """`done` where `proceed` holds, else `left_out`."""
-        dtypes = self.dtypes()
-        return choose(proceed, lambda: self.done(dtypes), lambda: self.left_out(dtypes, instead))
-
-
-def _narrow(dtype: Any) -> bool:
-    return jnp.finfo(dtype).bits < 32
-
-
-def _as_before(old: Any, new: Any) -> Any:
-    """The new leaf of a state in the old one's dtype; transformations from elsewhere may widen."""
-    dtype = jnp.result_type(old)
-    return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
-
-
-def boolean(function: str, name: str, value: Any) -> Any:
-    """A function's answer; refuse anything but one bool."""
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if not isinstance(value, bool) and (dtype != np.bool_ or shape != ()):
-        raise _checks.wrong_kind(function, name, "one bool", value)
-    return value
-
-
-def checked(function: str, wanted: type, state: Any) -> Any:
-    """The state, which must be of this class."""
-    if not isinstance(state, wanted):
-        raise _checks.wrong_state(function, wanted.__name__, state)
-    return state
-
-
-def inner_part(inner: Any) -> Any:
-    """The `parts` of a wrapper with a field `inner_state`."""
-    return lambda state: {"": (inner, None if state is None else state.inner_state)}
 
 
 def _conditionally(
@@ -285,83 +179,3 @@ def apply_if_finite(inner: Transform, max_consecutive_errors: Annotated[int, Sta
         return new, ApplyIfFiniteState(in_a_row, finite, total, inner_state)
 
     return Pair(init, update, inner_part(inner))
-
-
-@transformation
-def flatten(inner: Transform) -> Pair:
-    """Give a transformation all leaves as one vector, instead of many small arrays.
-
-    For transformations that treat each entry by itself, or the tree as a whole: what looks at
-    shapes, names or single leaves (masks, Adafactor, Muon, LAMB) sees one vector.
-
-    The vector has the dtype that the leaves promote to (one complex leaf makes it complex);
-    updates return in their own dtypes. A tree without arrays is an empty float32 vector. None,
-    jax's float0, and integer parameters are not part of the vector.
-
-    Args:
-        inner: The transformation.
-
-    The state is the inner one's, of the vector.
-
-    Raises:
-        ValueError: At `update`, if a floating parameter has None as its gradient: the vector
-            cannot leave its entries out.
-    """
-    node = node_of(inner)
-
-    def init(params: Any) -> Any:
-        return node.init(_vector(params))
-
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        if params is not None:
-            beside = _tree.Beside("flatten", "params", params, holes=True)
-            trees = _tree.Aligned("flatten", updates, [beside])
-            for path, g, p in zip(
-                _tree.paths(updates), trees.leaves, trees.columns[0], strict=True
-            ):
-                if g is None and _is_inexact(p):
-                    raise no_gradient(path)
-        vector, state = node.update(
-            _vector(updates), state, None if params is None else _vector(params), **extra_args
-        )
-        return _unflattened(vector, updates), state
-
-    return Pair(init, update, lambda state: {"": (inner, state)})
-
-
-def no_gradient(path: str) -> ValueError:
-    """A leaf of the vector is missing."""
-    return ValueError(
-        f"flatten: the gradient at {path or 'the root'} is None, but its parameter is part of the "
-        "vector; give zeros, or mask the parameter outside of flatten."
-    )
-
-
-def _is_inexact(x: Any) -> bool:
-    if x is None or _tree.is_float0(x):
-        return False
-    return bool(jnp.issubdtype(jnp.result_type(x), jnp.inexact))
-
-
-def _vector(tree: Any) -> Any:
-    arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree) if _is_inexact(x)]
-    if not arrays:
-        return jnp.zeros(0, jnp.float32)
-    with jax.numpy_dtype_promotion("standard"):  # dtypes are mixed on purpose
-        dtype = jnp.result_type(*arrays)
-    return jnp.concatenate([x.reshape(-1).astype(dtype) for x in arrays])
-
-
-def _unflattened(vector: Any, tree: Any) -> Any:
-    """The tree's leaves, in their dtypes, from the vector."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=_tree.is_none)
-    new, at = [], 0
-    for x in leaves:
-        if not _is_inexact(x):
-            new.append(x)
-            continue
-        piece = vector[at : at + math.prod(jnp.shape(x))].reshape(jnp.shape(x))
-        at += math.prod(jnp.shape(x))
-        real = not jnp.iscomplexobj(x) and jnp.iscomplexobj(piece)
-        new.append((piece.real if real else piece).astype(jnp.result_type(x)))
-    return treedef.unflatten(new)

@@ -12,7 +12,6 @@ from .._core._numerics import mixing
 from ._average import AverageState
 from ._lookahead import LookaheadSlowState, is_lookahead
 from ._schedule_free import ScheduleFreeState, averaged
-from ._shared import is_inexact
 
 
 class _Average(NamedTuple):
@@ -33,7 +32,7 @@ def _slow(stored: Any, param: Any) -> Any:
 
 
 def _recovered(b1: Any, stored: Any, param: Any) -> Any:
-    if not is_inexact(param):
+    if not _tree.is_inexact(param):
         return param
     with mixing(param, stored):
         return averaged(jnp.asarray(b1, jnp.finfo(param.dtype).dtype), param, stored)
@@ -64,7 +63,7 @@ def _averages(state: Any) -> Iterator[_Average]:
 def _read(read: Callable[..., Any], numbers: Any, stored: list[Any], params: list[Any]) -> Any:
     out = []
     for s, p in zip(stored, params, strict=True):
-        if is_inexact(p):
+        if _tree.is_inexact(p):
             real = compute_dtype(p.dtype, s.dtype)
             out.append(read(*numbers, widen(s, real), widen(p, real)).astype(p.dtype))
         else:

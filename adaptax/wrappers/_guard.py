@@ -8,12 +8,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from .._core import (
+    Constant,
     Count,
-    Number,
     OptState,
     Pair,
     Transform,
-    _checks,
     _tree,
     global_norm,
     node_of,
@@ -21,7 +20,7 @@ from .._core import (
     transformation,
 )
 from .._core._kinds import StaticInt
-from ._condition import Step, checked, inner_part
+from ._step import Step, checked, inner_part, only_state
 
 
 class GuardState(NamedTuple):
@@ -81,20 +80,11 @@ class GuardReport(NamedTuple):
         return f"{text}; stuck" if bool(self.stuck) else text
 
 
-class ConstantNumber(Number):
-    """A number in an interval that is no schedule."""
-
-    def canonical(self, function: str, name: str, value: Any) -> Any:
-        if callable(value):
-            raise _checks.wrong_kind(function, name, "a number", value)
-        return super().canonical(function, name, value)
-
-
 @transformation
 def guard(
     inner: Transform,
     *,
-    max_deviation: Annotated[Any, ConstantNumber("(0, inf)")] | None = None,
+    max_deviation: Annotated[Any, Constant("(0, inf)")] | None = None,
     window: Annotated[int, StaticInt(2)] = 128,
     max_consecutive: Count = 10,
 ) -> Pair:
@@ -221,19 +211,4 @@ def guard_report(state: OptState) -> GuardReport:
         consecutive=found.consecutive,
         stuck=found.stuck,
         norm=found.norm,
-    )
-
-
-def only_state(function: str, state: Any, wanted: type) -> Any:
-    """The one state of this class inside of a state, the outermost where they are nested."""
-
-    def is_wanted(x: Any) -> bool:
-        return isinstance(x, wanted)
-
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_wanted) if is_wanted(x)]
-    if len(found) == 1:
-        return found[0]
-    todo = "give the part of the state that is meant" if found else "give the optimizer's state"
-    raise ValueError(
-        f"{function}: the state must hold one {wanted.__name__}, got {len(found)}; {todo}."
     )

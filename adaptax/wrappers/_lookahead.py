@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from .._core import (
     ArrayTree,
+    Constant,
     Count,
     Node,
     Pair,
@@ -21,7 +22,7 @@ from .._core import (
     widen,
 )
 from .._core._numerics import mixing
-from ._shared import Constant, is_inexact, scalar, side_by_side, toward, wide_copy
+from ._shared import scalar, side_by_side, toward, wide_copy
 
 
 class LookaheadParams(NamedTuple):
@@ -175,7 +176,7 @@ def lookahead(
         moves, ends, follows = [], [], []
         for u, f, s in zip(*columns, strict=True):
             move, end, follow = u, s, None
-            if not any(x is None or _tree.is_float0(x) for x in (u, f, s)) and is_inexact(f):
+            if not any(x is None or _tree.is_float0(x) for x in (u, f, s)) and _tree.is_inexact(f):
                 s = jnp.asarray(s)
                 move, end = _step(sync, size, jnp.asarray(u), jnp.asarray(f), s)
                 follow = None if slow_in_state else _gone(end, s)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._core import (
+    Constant,
     Count,
     OptState,
     Pair,
@@ -22,8 +23,7 @@ from .._core import (
     widen,
 )
 from .._core._numerics import mixing
-from ._condition import Step, all_finite, checked, choose, inner_part
-from ._guard import ConstantNumber, only_state
+from ._step import Step, all_finite, checked, choose, inner_part, only_state
 
 
 class DynamicLossScaleState(NamedTuple):
@@ -42,7 +42,7 @@ class DynamicLossScaleState(NamedTuple):
     inner_state: OptState
 
 
-class _PowerOfTwo(ConstantNumber):
+class _PowerOfTwo(Constant):
     """A number by which to multiply and divide is exact."""
 
     def canonical(self, function: str, name: str, value: Any) -> Any:

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .._core import ArrayTree, _checks, compute_dtype, widen
-from ._shared import is_inexact, side_by_side, toward
+from .._core import ArrayTree, _checks, _tree, compute_dtype, widen
+from ._shared import side_by_side, toward
 
 
 @jax.jit
 def _moved(new: Any, old: Any, step_size: Any) -> Any:
-    if not is_inexact(old):
+    if not _tree.is_inexact(old):
         return jnp.array(new)
-    real = compute_dtype(*(x.dtype for x in (new, old) if is_inexact(x)))
+    real = compute_dtype(*(x.dtype for x in (new, old) if _tree.is_inexact(x)))
     wide = toward(widen(new, real), widen(old, real), jnp.asarray(step_size, real))
     return wide.astype(old.dtype)
 

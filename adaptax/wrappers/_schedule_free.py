@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from .._core import (
     ArrayTree,
+    Constant,
     DecayLike,
     DTypeLike,
     GradientTransformation,
@@ -32,7 +33,7 @@ from ..optimizers._rms import scale_by_rms
 from ..optimizers._sgd import sgd
 from ..schedules import linear_schedule
 from ..transforms import add_decayed_weights, scale_by_learning_rate
-from ._shared import Constant, is_inexact, scalar, side_by_side, wide_copy
+from ._shared import scalar, side_by_side, wide_copy
 
 Interpolation = Annotated[Any, Constant("[0, 1]")]
 Power = Annotated[Any, Constant("[0, inf)")]
@@ -176,7 +177,7 @@ def schedule_free(
         beta = scalar("schedule_free", "b1", b1)
         moves, kept = [], []
         for u, y, z in zip(*columns, strict=True):
-            if not any(a is None or _tree.is_float0(a) for a in (u, y, z)) and is_inexact(z):
+            if not any(a is None or _tree.is_float0(a) for a in (u, y, z)) and _tree.is_inexact(z):
                 u, z = _step(beta, share, jnp.asarray(u), jnp.asarray(y), jnp.asarray(z))
             moves.append(u)
             kept.append(z)

@@ -1,4 +1,4 @@
-"""What the averages share: numbers that don't change, wide copies, trees side by side."""
+"""What the averages share: wide copies, a step toward, trees side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,18 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core import Decay, Number, _checks, _tree, average, compute_dtype
+from .._core import Decay, _checks, _tree, average, compute_dtype
 from .._core._numerics import mixing
-
-
-class Constant(Number):
-    """A number in whose place no schedule may stand."""
-
-    def canonical(self, function: str, name: str, value: Any) -> Any:
-        """Check a value and return its canonical form."""
-        if callable(value) and not isinstance(value, type):
-            raise _checks.wrong_kind(function, name, "a number", value)
-        return super().canonical(function, name, value)
 
 
 def scalar(function: str, name: str, value: Any) -> Any:
@@ -29,14 +19,9 @@ def scalar(function: str, name: str, value: Any) -> Any:
     return value
 
 
-def is_inexact(x: Any) -> bool:
-    """Whether x is floating or complex; the rest is carried along."""
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
 def wide_copy(x: Any, dtype: Any = None) -> Any:
     """A copy in float32 or wider (or the dtype asked for), its own buffer even where none is."""
-    if not is_inexact(x):
+    if not _tree.is_inexact(x):
         return jnp.array(x)
     dtype = dtype or compute_dtype(jnp.result_type(x))
     return jnp.array(x, np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)

@@ -1,0 +1,126 @@
+"""What guards share: an update that is done or left out, which leaves the state untouched."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool
+
+from .._core import Node, OptState, Updates, _checks, _tree
+
+
+@jax.jit
+def _finite(arrays: Sequence[Any]) -> Any:
+    flags = [jnp.all(jnp.isfinite(x)) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether no entry of a tree is infinite or NaN; None and integers never are."""
+    return _finite([jnp.asarray(x) for x in jax.tree.leaves(tree) if not _tree.is_float0(x)])
+
+
+def choose(proceed: Any, go: Callable[[], Any], stay: Callable[[], Any]) -> Any:
+    """The result of one of two functions; the other one is not computed."""
+    if isinstance(proceed, Tracer):
+        return jax.lax.cond(proceed, go, stay)
+    return go() if proceed else stay()  # un-jitted, a cond would compile at every call
+
+
+class Step(NamedTuple):
+    """One update of a wrapped transformation, to be done or left out."""
+
+    node: Node
+    updates: Updates
+    state: OptState
+    params: Any
+    extra_args: dict[str, Any]
+
+    def dtypes(self) -> list[Any]:
+        """The dtypes of the resulting updates, leaf by leaf.
+
+        Those of the given ones, except that a transformation may widen 16 bits on purpose.
+        """
+        given = _tree.dtypes(self.updates)
+        if not any(d is not None and jnp.issubdtype(d, jnp.inexact) and _narrow(d) for d in given):
+            return given
+
+        def arrays() -> list[Any]:
+            new, _ = self.node.update(self.updates, self.state, self.params, **self.extra_args)
+            leaves = jax.tree.leaves(new, is_leaf=_tree.is_none)
+            return [None if _tree.is_float0(x) else x for x in leaves]
+
+        new = jax.eval_shape(arrays)
+        return [d if x is None else x.dtype for x, d in zip(new, given, strict=True)]
+
+    def done(self, dtypes: Sequence[Any], updates: Any = None) -> tuple[Any, Any]:
+        """The new updates and state, perhaps from wider `updates`; in the dtypes of before."""
+        updates = self.updates if updates is None else updates
+        new, state = self.node.update(updates, self.state, self.params, **self.extra_args)
+        return _tree.round_to(new, dtypes), jax.tree.map(_as_before, self.state, state)
+
+    def left_out(
+        self, dtypes: Sequence[Any], instead: Callable[[Any], Any] = jnp.zeros_like
+    ) -> tuple[Any, Any]:
+        """Zeros, or what `instead` makes of each update; and the state as it is."""
+
+        def leaf(g: Any) -> Any:
+            return g if g is None or _tree.is_float0(g) else instead(g)
+
+        new = jax.tree.map(leaf, self.updates, is_leaf=_tree.is_none)
+        return _tree.round_to(new, dtypes), self.state
+
+    def taken_if(
+        self, proceed: Any, instead: Callable[[Any], Any] = jnp.zeros_like
+    ) -> tuple[Any, Any]:
+        """`done` where `proceed` holds, else `left_out`."""
+        dtypes = self.dtypes()
+        return choose(proceed, lambda: self.done(dtypes), lambda: self.left_out(dtypes, instead))
+
+
+def _narrow(dtype: Any) -> bool:
+    return jnp.finfo(dtype).bits < 32
+
+
+def _as_before(old: Any, new: Any) -> Any:
+    """The new leaf of a state in the old one's dtype; transformations from elsewhere may widen."""
+    dtype = jnp.result_type(old)
+    return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+
+def boolean(function: str, name: str, value: Any) -> Any:
+    """A function's answer; refuse anything but one bool."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if not isinstance(value, bool) and (dtype != np.bool_ or shape != ()):
+        raise _checks.wrong_kind(function, name, "one bool", value)
+    return value
+
+
+def checked(function: str, wanted: type, state: Any) -> Any:
+    """The state, which must be of this class."""
+    if not isinstance(state, wanted):
+        raise _checks.wrong_state(function, wanted.__name__, state)
+    return state
+
+
+def inner_part(inner: Any) -> Any:
+    """The `parts` of a wrapper with a field `inner_state`."""
+    return lambda state: {"": (inner, None if state is None else state.inner_state)}
+
+
+def only_state(function: str, state: Any, wanted: type) -> Any:
+    """The one state of this class inside of a state, the outermost where they are nested."""
+
+    def is_wanted(x: Any) -> bool:
+        return isinstance(x, wanted)
+
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_wanted) if is_wanted(x)]
+    if len(found) == 1:
+        return found[0]
+    todo = "give the part of the state that is meant" if found else "give the optimizer's state"
+    raise ValueError(
+        f"{function}: the state must hold one {wanted.__name__}, got {len(found)}; {todo}."
+    )
