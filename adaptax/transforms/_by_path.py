@@ -110,8 +110,8 @@ def scale_by_layer_decay(
         decay: d, usually in (0, 1].
         layers: The layers from the bottom up. Each entry is a path pattern (see `by_path`), and
             is one layer; or a glob in which `{}` stands for the number of a layer, such as
-            "blocks/{}/*", and is as many layers; or `Stacked(pattern)`, whose leaves hold as many
-            layers as their leading axis is long. The first entry that matches a leaf wins.
+            ``"blocks/{}/*"``, and is as many layers; or `Stacked(pattern)`, whose leaves hold as
+            many layers as their leading axis is long. The first entry that matches a leaf wins.
 
     State: `EmptyState`.
 

@@ -96,7 +96,7 @@ def skip_not_finite(
         params: Not used.
 
     Returns:
-        Whether to skip, and `{"should_skip": bool, "num_not_finite": int32}`.
+        Whether to skip, and a dict of "should_skip" (bool) and "num_not_finite" (int32).
     """
     skip = ~all_finite(updates)
     wrong = [
@@ -123,7 +123,7 @@ def skip_large_updates(
         max_squared_norm: The bound on the squared 2-norm of the whole tree, >= 0.
 
     Returns:
-        Whether to skip, and `{"should_skip": bool, "norm_squared": float32}`.
+        Whether to skip, and a dict of "should_skip" (bool) and "norm_squared" (float32).
 
     >>> import adaptax, functools
     >>> skip = functools.partial(adaptax.skip_large_updates, max_squared_norm=100.0)

@@ -166,8 +166,8 @@ def adjustable(
 
     Args:
         inner: One of adaptax's transformations, also a chain or groups. The names of its numbers
-            are those of the arguments, in a chain "1/learning_rate", in groups
-            "*/bias/learning_rate".
+            are those of the arguments, in a chain ``"1/learning_rate"``, in groups
+            ``"*/bias/learning_rate"``.
         static_args: Names of numbers to leave out: they stay as they are.
         hyperparam_dtype: The dtype of the numbers in the state, at least float32; None takes
             float32, or float64 where a parameter has it.
@@ -348,8 +348,8 @@ def hyperparams(tx: Transform, state: OptState) -> dict[str, Any]:
         state: Its state.
 
     Returns:
-        Numbers and scalar arrays by name: "learning_rate"; in a chain "1/learning_rate"; in
-        groups "*/bias/learning_rate".
+        Numbers and scalar arrays by name, such as ``"learning_rate"``; in a chain
+        ``"1/learning_rate"``; in groups ``"*/bias/learning_rate"``.
 
     >>> import adaptax, jax.numpy as jnp
     >>> tx = adaptax.chain(adaptax.clip(1.0), adaptax.sgd(adaptax.linear_schedule(1.0, 0.0, 4)))
@@ -396,7 +396,7 @@ def set_hyperparams(
             optax's, or a chain, groups or wrappers that hold one.
         state: Its state; it is not changed.
         values: New numbers by name: the whole name as `hyperparams` lists it, a trailing part of
-            one, or a glob for all that match, such as "*learning_rate".
+            one, or a glob for all that match, such as ``"*learning_rate"``.
         **named: The same by keyword.
 
     Raises:
