@@ -90,7 +90,7 @@ def always(step: Any, **extra_args: Any) -> Any:
 
 
 def make(entry: Any) -> Any:
-    return entry.factory() if entry.name == "prodigy" else entry.factory(0.01)
+    return entry.factory() if "tuning-free" in entry.tags else entry.factory(0.01)
 
 
 @entries
