@@ -210,7 +210,7 @@ def test_patterns_inside_a_group_may_name_leaves_that_it_does_not_hold():
 
 
 TYPO = {"*/bais": None, "*": adaptax.sgd(0.1)}
-ERRORS: list[tuple[str, Any, Any, str | None]] = [
+ERRORS: list[tuple[str, Any, Any, str]] = [
     ("uncovered", lambda: adaptax.partition({"*/bias": None}).init(model()), ValueError,
      r"^partition: no pattern of \['\*/bias'\] matches blocks/0/kernel; blocks/1/kernel; "
      r"embed/table; head/kernel\. A last pattern"),
@@ -230,10 +230,12 @@ ERRORS: list[tuple[str, Any, Any, str | None]] = [
      r"^partition: transforms\['\*'\] must be a transformation"),
     ("mask typo", lambda: adaptax.adamw(0.1, mask="!*/bais").init(model()), ValueError,
      r"the pattern '!\*/bais' matches no leaf"),
-    ("frozen typo", lambda: adaptax.freeze("emb/*").init(model()), ValueError, None),
+    ("frozen typo", lambda: adaptax.freeze("emb/*").init(model()), ValueError,
+     r"the pattern 'emb/\*' matches no leaf; the names are blocks/0/bias; "),
     ("list as value", lambda: by_path({"*": []}), TypeError,
      r"^by_path: rules must be patterns with hashable values"),
-    ("numbers", lambda: by_path([("*", 1), ("x",)]), TypeError, None),
+    ("numbers", lambda: by_path([("*", 1), ("x",)]), TypeError,
+     r"by_path"),
     ("factor", lambda: adaptax.scale_by_path({"*": "1"}), TypeError,
      r"^scale_by_path: factors\['\*'\] must be a number or a schedule, got '1'"),
     ("uncovered factor", lambda: update(adaptax.scale_by_path({"head/*": 1.0})), ValueError,
@@ -411,11 +413,10 @@ def test_layer_decay_of_one_is_the_identity():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_step_sizes_keep_the_dtype(dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), model())
+    params["blocks"] = [{"bias": jnp.ones((3, 2), dtype)}]
     for tx in (
         adaptax.scale_by_path({"*": 0.5}),
         adaptax.scale_by_layer_decay(0.5, [Stacked("blocks/*/bias"), "*"]),
     ):
-        if "layer" in repr(tx):
-            params["blocks"] = [{"bias": jnp.ones((3, 2), dtype)}]
         updates, _ = tx.update(params, tx.init(params), params)
         assert {u.dtype for u in jax.tree.leaves(updates)} == {np.dtype(dtype)}
