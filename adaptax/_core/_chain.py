@@ -1,5 +1,6 @@
 """Transformations one after the other."""
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -70,7 +71,13 @@ class Chain:
                 (alone,) = group
                 updates, new = alone.link.update(updates, alone.state, params, **extra_args)
                 new_states.append(new)
-        return _tree.round_to(updates, dtypes), self._nested(iter(new_states))
+        updates = updates if self.lands else _tree.round_to(updates, dtypes)
+        return updates, self._nested(iter(new_states))
+
+    @functools.cached_property
+    def lands(self) -> bool:
+        """Whether a link rounds 16-bit parameters, so that its updates are float32 on purpose."""
+        return any(map(_lands, self.links))
 
     def _states(self, state: Any) -> list[Any]:
         fits = isinstance(state, OrderedDict if self.names else tuple)
@@ -114,6 +121,12 @@ def _groups(items: Iterator[_Item]) -> Iterator[list[_Item]]:
         group.append(item)
     if group:
         yield group
+
+
+def _lands(node: Any) -> bool:
+    inside = getattr(node, "parts", None)
+    inner = [] if inside is None else [node_of(tx) for tx, _ in inside(None).values()]
+    return getattr(node, "lands", False) or any(map(_lands, inner))
 
 
 def _name(link: Any) -> str:

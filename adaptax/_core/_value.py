@@ -244,6 +244,7 @@ class Pair(NamedTuple):
     update: Callable[..., Any]
     parts: Parts | None = None  # of a wrapper: what it wraps
     chosen: Chosen | None = None  # of a wrapper for parts of the parameters: which
+    lands: bool = False  # its updates are float32 on purpose: 16-bit parameters land on a number
 
 
 class Foreign:

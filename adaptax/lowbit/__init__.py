@@ -1,0 +1,36 @@
+"""Low precision: states in a few bits, and 16-bit parameters that do not stall."""
+
+from ._aliases import adam4bit as adam4bit
+from ._aliases import adam8bit as adam8bit
+from ._aliases import adamw8bit as adamw8bit
+from ._aliases import lion8bit as lion8bit
+from ._aliases import rmsprop8bit as rmsprop8bit
+from ._codec import Codec as Codec
+from ._codec import Encoded as Encoded
+from ._float import bf16 as bf16
+from ._float import fp8_e4m3 as fp8_e4m3
+from ._float import fp8_e5m2 as fp8_e5m2
+from ._kahan import KahanState as KahanState
+from ._kahan import kahan as kahan
+from ._master import MasterWeightsState as MasterWeightsState
+from ._master import master_weights as master_weights
+from ._report import StateReport as StateReport
+from ._report import StoredAs as StoredAs
+from ._report import report as report
+from ._rounding import StochasticRoundingState as StochasticRoundingState
+from ._rounding import stochastic_rounding as stochastic_rounding
+from ._store import StoreState as StoreState
+from ._store import decode_state as decode_state
+from ._store import encode_state as encode_state
+from ._store import store as store
+from ._table import companded_int8 as companded_int8
+from ._table import companded_uint8 as companded_uint8
+from ._table import dynamic_int8 as dynamic_int8
+from ._table import dynamic_uint8 as dynamic_uint8
+from ._table import int4 as int4
+from ._table import linear_int8 as linear_int8
+from ._table import uint4 as uint4
+from ._ulp import UlpCorrectionState as UlpCorrectionState
+from ._ulp import ulp_correction as ulp_correction
+from ._window import int8 as int8
+from ._window import uint8 as uint8

@@ -1,0 +1,38 @@
+"""The numbers to round with: no key to carry, and the same on every sharding."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_GOLDEN = np.uint32(0x9E3779B9)  # 2³² divided by the golden ratio
+
+
+def dither(count: Any, shape: tuple[int, ...], seed: Any) -> Any:
+    """One number in [0, 2³²) for each element: uniform over elements, and over steps.
+
+    The element's index and the seed are hashed (the finalizer of MurmurHash3) to a phase, and the
+    phase advances by the golden ratio with every step (a Weyl sequence). For one element the
+    numbers of successive steps are therefore spread more evenly than independent ones, so that
+    rounding errors cancel sooner: half of the variance of their sum disappears.
+
+    Args:
+        count: The number of the step, int32 ().
+        shape: The array's shape. Under `jax.jit` the index is that in the whole array, however it
+            is sharded; inside `shard_map` it is that in the shard.
+        seed: Tells arrays and purposes apart: an int, or uint32 ().
+
+    Returns:
+        uint32, of this shape.
+    """
+    index = jnp.asarray(seed, jnp.uint32) * np.uint32(0x85EBCA77)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+    phase = jnp.broadcast_to(index, shape)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        phase = (phase ^ (phase >> shift)) * np.uint32(factor)
+    phase = phase ^ (phase >> 16)
+    return phase + jnp.asarray(count).astype(jnp.uint32) * _GOLDEN

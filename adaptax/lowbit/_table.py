@@ -1,0 +1,268 @@
+"""Codes that are places in a table: of 4 bits, and the published ones of 8 bits, in blocks."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._codec import Codec, row_shape, top_octave
+
+Values = tuple[float, ...]
+
+
+def dynamic_map(*, signed: bool) -> Values:
+    """The 256 numbers of the dynamic map of 8-bit optimizers, ascending.
+
+    In each of seven decades numbers are spread evenly, twice as many as in the decade below; and
+    0 and 1. Signed, the numbers of each decade stand on both sides.
+
+    References:
+        Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022, arXiv:2110.02861,
+        section 1.3 and the construction in bitsandbytes, `create_dynamic_map`.
+    """
+    numbers = [0.0, 1.0]
+    for i in range(7):
+        edges = np.linspace(0.1, 1, 2 ** (i if signed else i + 1) + 1)
+        middles = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (i - 6)
+        numbers += [*middles, *-middles] if signed else [*middles]
+    return tuple(float(np.float32(x)) for x in sorted(numbers))
+
+
+def powers(power: int, *, signed: bool) -> Values:
+    """Even steps of the root: (k / 255)^power, or ± (k / 127)^power."""
+    if signed:
+        steps = np.arange(-127, 128) / 127
+    else:
+        steps = np.arange(256) / 255
+    return tuple(float(np.float32(x)) for x in np.sign(steps) * np.abs(steps) ** power)
+
+
+@dataclass(frozen=True)
+class Table(Codec):
+    """Places in a table of numbers in [-1, 1], times a scale.
+
+    Rounded to one of the two neighbors at random, so that the mean is the number (with `quarter`
+    that of x^(1/4), see `Window.encode`). Infinity and NaN in a block make all of it NaN.
+    """
+
+    values: ClassVar[Values]
+    quarter: ClassVar[bool] = False
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the codes."""
+        return jnp.uint8
+
+    def _find(self, x: Any) -> Any:
+        """The place of the last number that is not above x, but the last but one at most."""
+        place = jnp.searchsorted(self._array[1:-1], x, side="right", method="sort")
+        return place.astype(jnp.int32)
+
+    @property
+    def _array(self) -> np.ndarray:
+        return np.asarray(self.values, np.float32)
+
+    def _at(self, place: Any) -> Any:
+        return jnp.take(jnp.asarray(self._array), place, mode="clip")
+
+    def _rounded(self, x: Any, random: Any) -> Any:
+        place = self._find(x)
+        low, high = self._at(place), self._at(place + 1)
+        part = (random >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
+        if self.quarter:
+            low, high, x = (jnp.sqrt(jnp.sqrt(jnp.maximum(v, 0))) for v in (low, high, x))
+        return place + (part * (high - low) < x - low)
+
+
+@dataclass(frozen=True)
+class Blocks(Table):
+    """Places in a table, times the largest magnitude of each block of the last axis.
+
+    The published way. The scale has to be known before the first code of a block can be written,
+    so that a step reads its arrays twice; that costs accelerators what the codes save.
+
+    Args:
+        block: Entries in a block of the last axis; the last block of a row may be shorter.
+    """
+
+    block: int = 256
+
+    def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:-1], -(-(shape[-1] if shape else 1) // self.block))
+
+    def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """All zero."""
+        zero = self.values.index(0.0)
+        return jnp.full(shape, zero, self.dtype), jnp.zeros(self._shape(shape), jnp.float32)
+
+    def scale_for(self, x: Any, old: Any = None) -> Any:
+        """The largest magnitude of each block."""
+        del old
+        x = jnp.abs(x if x.ndim else x[None])
+        *front, n = x.shape
+        blocks = self._shape(x.shape)[-1]
+        x = jnp.pad(x, [(0, 0)] * len(front) + [(0, blocks * self.block - n)])
+        return jnp.max(x.reshape(*front, blocks, self.block), axis=-1)
+
+    def _spread(self, scale: Any, shape: tuple[int, ...]) -> Any:
+        return jnp.repeat(scale, self.block, axis=-1)[..., : (shape or (1,))[-1]].reshape(shape)
+
+    def encode(self, x: Any, scale: Any, random: Any) -> Any:
+        """Places of x / scale."""
+        scale = self._spread(scale, x.shape)
+        return self._rounded(jnp.where(scale > 0, x / scale, 0.0), random).astype(self.dtype)
+
+    def decode(self, codes: Any, scale: Any) -> Any:
+        """The numbers, float32."""
+        return self._at(codes.astype(jnp.int32)) * self._spread(scale, codes.shape)
+
+
+@dataclass(frozen=True)
+class dynamic_int8(Blocks):
+    """The published dynamic map of 8 bits, signed (arXiv:2110.02861)."""
+
+    values = dynamic_map(signed=True)
+
+
+@dataclass(frozen=True)
+class dynamic_uint8(Blocks):
+    """The published dynamic map of 8 bits for numbers >= 0 (arXiv:2110.02861)."""
+
+    values, signed = dynamic_map(signed=False), False
+
+
+@dataclass(frozen=True)
+class companded_int8(Blocks):
+    """8 bits in even steps of the signed square root."""
+
+    values = powers(2, signed=True)
+
+
+@dataclass(frozen=True)
+class companded_uint8(Blocks):
+    """8 bits in even steps of the fourth root, for numbers >= 0."""
+
+    values, signed = powers(4, signed=False), False
+
+
+@dataclass(frozen=True)
+class linear_int8(Blocks):
+    """8 bits in even steps: for first moments; second moments diverge with it."""
+
+    values = powers(1, signed=True)
+    refusal = (
+        "in even steps, what is small beside the largest of its block becomes 0, which divides the "
+        "update; training diverges. Take uint8()."
+    )
+
+
+# --- 4 bits
+
+
+@dataclass(frozen=True)
+class Nibble(Table):
+    """Places in a table of at most 16 numbers, found by comparing with each."""
+
+    def _find(self, x: Any) -> Any:
+        above = [(x >= v).astype(jnp.int32) for v in self._array[1:-1]]
+        return functools.reduce(jnp.add, above)
+
+    def _at(self, place: Any) -> Any:
+        x = jnp.full(place.shape, self._array[0])
+        for i, v in enumerate(self._array[1:], 1):
+            x = jnp.where(place >= i, v, x)
+        return x
+
+
+# Least noise in the update at equal weights of a gradient that is noise and one that is signal.
+_RATIOS = (0.0, 0.09, 0.19, 0.3, 0.45, 0.67, 1.06, 2.0)
+
+
+@dataclass(frozen=True)
+class int4(Nibble):
+    """4 bits with a sign, two entries in a byte, for an average of gradients beside their squares.
+
+    Seven magnitudes, 0.09 to 2, times the root of the second moment's entry, and 0; the code -8
+    is NaN. There is no scale.
+
+    Args:
+        root_of: The slot of second moments beside this one.
+    """
+
+    root_of: str = "nu"  # type: ignore[override]
+
+    values = _RATIOS
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the codes."""
+        return jnp.int4
+
+    def encode(self, x: Any, scale: Any, random: Any) -> Any:
+        """Places of x / √scale."""
+        root = jnp.sqrt(scale)
+        ratio = jnp.where(root > 0, jnp.abs(x) / root, 0.0)
+        code = jnp.minimum(self._rounded(ratio, random), 7)
+        code = jnp.where(x < 0, -code, code)
+        return jnp.where(jnp.isfinite(x), code, -8).astype(self.dtype)
+
+    def decode(self, codes: Any, scale: Any) -> Any:
+        """The numbers, float32."""
+        code = codes.astype(jnp.int32)
+        x = self._at(jnp.abs(code)) * jnp.sqrt(scale)
+        return jnp.where(code == -8, jnp.nan, jnp.where(code < 0, -x, x))
+
+    def is_nan(self, codes: Any, scale: Any) -> Any:
+        """Where the code is that of NaN."""
+        return codes.astype(jnp.int32) == -8
+
+
+@dataclass(frozen=True)
+class uint4(Nibble):
+    """4 bits for a second moment, two entries in a byte: 14 numbers >= 0 over 20 octaves.
+
+    From the largest number of its row down, an octave apart in the first nine and then up to
+    four; the scale is an exponent for each row in uint8. What is positive stays positive: what
+    is smaller is stored as the smallest. The code 15 is NaN. Rounds as `uint8` does. A step reads
+    its arrays twice.
+    """
+
+    values = (0.0, *(2.0**-k for k in (20, 16, 13, 11, *range(9, -1, -1))))
+    signed = False
+    quarter = True
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the codes."""
+        return jnp.uint4
+
+    def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """All zero."""
+        return jnp.zeros(shape, self.dtype), jnp.full(row_shape(shape), 32, jnp.uint8)
+
+    def scale_for(self, x: Any, old: Any = None) -> Any:
+        """The exponent above the largest number of each row."""
+        return top_octave(x, old)
+
+    def _unit(self, scale: Any) -> Any:
+        return jax.lax.bitcast_convert_type(scale.astype(jnp.int32) << 23, jnp.float32)
+
+    def encode(self, x: Any, scale: Any, random: Any) -> Any:
+        """Places of x / 2^e."""
+        ratio = x / self._unit(scale)
+        code = jnp.where(x > 0, jnp.clip(self._rounded(ratio, random), 1, 14), 0)
+        return jnp.where((x >= 0) & (x < math.inf), code, 15).astype(self.dtype)
+
+    def decode(self, codes: Any, scale: Any) -> Any:
+        """The numbers, float32."""
+        code = codes.astype(jnp.int32)
+        return jnp.where(code == 15, jnp.nan, self._at(code) * self._unit(scale))
+
+    def is_nan(self, codes: Any, scale: Any) -> Any:
+        """Where the code is that of NaN."""
+        del scale
+        return codes.astype(jnp.int32) == 15

@@ -1,0 +1,596 @@
+"""Programs compiled for other devices are read right, and the engine's reach the floor.
+
+The texts are cut from what XLA prints. What needs a compiler for TPUs or GPUs is skipped where the
+extra `aot` is not installed; `make aot` installs it and runs this file.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import adaptax
+from adaptax.bench import aot
+from adaptax.bench.aot import __main__ as command
+from adaptax.bench.aot import _hlo, _report, _targets
+
+K = 1024
+
+
+# The text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "padded"),
+    [
+        (("f32", "4096,4096", "1,0:T(8,128)"), 64 * K * K, 64 * K * K),
+        (("f32", "768", "0:T(1024)"), 3 * K, 4 * K),
+        (("f32", "", ":T(128)"), 4, 512),
+        (("f32", "1000,3", "0,1:T(4,128)S(1)"), 12000, 4 * 1024 * 4),
+        (("bf16", "9,130", "1,0:T(8,128)(2,1)"), 2340, 2 * 16 * 256),
+        (("s8", "4096", "0:T(1024)(128)(4,1)"), 4 * K, 4 * K),
+        (("u4", "64,128", "1,0:T(64,128)(8,1)E(4)"), 4 * K, 4 * K),
+        (("s4", "3,5", "1,0:E(4)"), 8, 8),
+        (("s4", "64,128", "1,0"), 8 * K, 8 * K),
+        (("f8e4m3fn", "32,128", "1,0:T(32,128)(4,1)"), 4 * K, 4 * K),
+        (("f4e2m1fn", "32,128", "1,0:E(4)"), 2 * K, 2 * K),
+        (("f16", "<=7,2", "1,0"), 28, 28),
+        (("pred", "10", "0"), 10, 10),
+        (("c64", "10", "0"), 80, 80),
+        (("f32", "0,8", "1,0:T(8,128)"), 0, 0),
+        (("token", "", ""), 0, 0),
+    ],
+    ids=lambda x: f"{x[0]}[{x[1]}]{{{x[2]}}}" if isinstance(x, tuple) else None,
+)
+def test_size_of_a_shape(shape, size, padded):
+    parsed = _hlo.parse_shape(*shape)
+    assert (parsed.bytes, parsed.padded) == (size, padded)
+
+
+def program(entry, *computations, main=(0,)):
+    text = [
+        "HloModule jit_step, is_scheduled=true",
+        *computations,
+        "ENTRY %main (a: f32[]) -> () {",
+    ]
+    return aot.read("\n".join([*text, *entry.strip().splitlines(), "}"]), main)
+
+
+FUSED = """\
+%fused (p0: f32[1024], p1: f32[1024], p2: f32[]) -> (f32[1024], f32[1024]) {
+  %p0 = f32[1024]{0} parameter(0)
+  %p1 = f32[1024]{0} parameter(1)
+  %p2 = f32[] parameter(2)
+  %b = f32[1024]{0} broadcast(%p2), dimensions={}
+  %m = f32[1024]{0} multiply(%p1, %b)
+  %s = f32[1024]{0} subtract(%p0, %m)
+  ROOT %t = (f32[1024]{0}, f32[1024]{0}) tuple(%s, %m)
+}"""
+
+
+def test_a_fusion_reads_its_operands_and_writes_its_results():
+    found = program(
+        """
+  %p = f32[1024]{0:T(1024)} parameter(0), metadata={op_name="p[\\'(w\\']"}
+  %g = f32[1024]{0:T(1024)} parameter(1)
+  %c = f32[]{:T(128)S(6)} constant(2)
+  %n = f32[]{:T(128)} negate(%c)
+  %f = (f32[1024]{0:T(1024)}, f32[1024]{0:T(1024)S(1)}) fusion(%p, %g, /*index=2*/%n), kind=kLoop, \
+calls=%fused, backend_config={"window_config":{"estimated_cycles":"700"}}
+  %x = f32[1024]{0:T(1024)} get-tuple-element(%f), index=0
+  %y = f32[1024]{0:T(1024)S(1)} get-tuple-element(%f), index=1
+  %z = f32[1024]{0:T(1024)} multiply(%y, %y), backend_config={"estimated_cycles":"50"}
+  ROOT %t = (f32[1024]{0:T(1024)}, f32[1024]{0:T(1024)}) tuple(%x, %z)""",
+        FUSED,
+    )
+    # What lies in memory space 1 is free; so is the scalar's source in space 6.
+    assert (found.read, found.written) == (2 * 4096 + 4, 2 * 4096 + 4)
+    assert found.bytes + 2 * 508 == found.padded
+    assert (found.fusions, found.kernels, found.scalars) == (1, 2, 1)
+    assert (found.cycles, found.unestimated) == (750, 0)
+    assert (found.occasional, found.conditionals, found.loops, found.copies) == (0, 0, (), 0)
+
+
+def test_scalars_fuse_and_are_no_pass():
+    scalar = "%add (x: f32[]) -> f32[] {\n  ROOT %x = f32[] parameter(0)\n}"
+    found = program(
+        """
+  %p = f32[] parameter(0)
+  ROOT %f = f32[] fusion(%p), kind=kLoop, calls=%add""",
+        scalar,
+    )
+    assert (found.fusions, found.kernels, found.scalars, found.bytes) == (0, 0, 1, 8)
+    assert (found.cycles, found.unestimated) == (None, 0)
+
+
+def test_asynchronous_copies_count_what_they_move():
+    found = program(
+        """
+  %p = f32[512,128]{1,0:T(8,128)} parameter(0)
+  %q = f32[512,128]{1,0:T(8,128)} parameter(1)
+  %s = ((f32[512,128]{1,0:T(8,128)}), f32[128,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+slice-start(%p), slice={[0:128], [0:128]}
+  %c = (f32[512,128]{1,0:T(8,128)S(1)}, f32[512,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%q)
+  %d = f32[128,128]{1,0:T(8,128)S(1)} slice-done(%s)
+  %e = f32[512,128]{1,0:T(8,128)S(1)} copy-done(%c)
+  %j = f32[256,128]{1,0:T(8,128)S(1)} custom-call(%d, %d), custom_call_target="ConcatBitcast"
+  %b = (f32[512,128]{1,0:T(8,128)}, f32[512,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%e)
+  ROOT %f = f32[512,128]{1,0:T(8,128)} copy-done(%b)"""
+    )
+    assert (found.read, found.written) == (64 * K + 256 * K, 256 * K)
+    assert (found.copies, found.kernels) == (3, 0)
+
+
+CONDITIONAL = """\
+%rare (a: (f32[1024], f32[1024])) -> (f32[1024]) {
+  %a = (f32[1024]{0}, f32[1024]{0}) parameter(0)
+  %x = f32[1024]{0} get-tuple-element(%a), index=0
+  %y = f32[1024]{0} get-tuple-element(%a), index=1
+  %m = f32[1024]{0} maximum(%x, %y)
+  %n = f32[1024]{0} multiply(%m, %m)
+  ROOT %t = (f32[1024]{0}) tuple(%n)
+}
+%usual (b: (f32[1024])) -> (f32[1024]) {
+  %b = (f32[1024]{0}) parameter(0)
+  %u = f32[1024]{0} get-tuple-element(%b), index=0
+  ROOT %v = (f32[1024]{0}) tuple(%u)
+}"""
+
+
+def test_a_conditional_counts_its_cheapest_branch():
+    found = program(
+        """
+  %p = f32[1024]{0} parameter(0)
+  %g = f32[1024]{0} parameter(1)
+  %i = s32[] parameter(2)
+  %n = f32[1024]{0} negate(%p)
+  %two = (f32[1024]{0}, f32[1024]{0}) tuple(%n, %g)
+  %one = (f32[1024]{0}) tuple(%n)
+  %c = (f32[1024]{0}) conditional(%i, %two, %one), branch_computations={%rare, %usual}
+  ROOT %r = f32[1024]{0} get-tuple-element(%c), index=0""",
+        CONDITIONAL,
+    )
+    assert found.bytes == 2 * 4096
+    assert found.occasional == (3 + 2) * 4096
+    assert (found.conditionals, found.kernels) == (1, 3)
+
+
+def test_conditionals_inside_branches():
+    outer = """\
+%dear (a: (s32[], f32[1024], f32[1024])) -> (f32[1024]) {
+  %a = (pred[], f32[1024]{0}, f32[1024]{0}) parameter(0)
+  %i = pred[] get-tuple-element(%a), index=0
+  %x = f32[1024]{0} get-tuple-element(%a), index=1
+  %y = f32[1024]{0} get-tuple-element(%a), index=2
+  %n = f32[1024]{0} negate(%x)
+  %two = (f32[1024]{0}, f32[1024]{0}) tuple(%n, %y)
+  %one = (f32[1024]{0}) tuple(%n)
+  ROOT %c = (f32[1024]{0}) conditional(%i, %two, %one), true_computation=%rare, \
+false_computation=%usual
+}
+%cheap (b: (f32[1024])) -> (f32[1024]) {
+  %b = (f32[1024]{0}) parameter(0)
+  %u = f32[1024]{0} get-tuple-element(%b), index=0
+  %k = f32[1024]{0} copy(%u), backend_config={"estimated_cycles":"9"}
+  ROOT %v = (f32[1024]{0}) tuple(%k)
+}"""
+    found = program(
+        """
+  %p = f32[1024]{0} parameter(0)
+  %i = s32[] parameter(1)
+  %three = (s32[], f32[1024]{0}, f32[1024]{0}) tuple(%i, %p, %p)
+  %one = (f32[1024]{0}) tuple(%p)
+  ROOT %c = (f32[1024]{0}) conditional(%i, %one, %three), branch_computations={%cheap, %dear}""",
+        CONDITIONAL,
+        outer,
+    )
+    assert found.bytes == 2 * 4096
+    assert found.occasional == (2 + 5) * 4096
+    assert found.conditionals == 2
+    assert (found.cycles, found.unestimated) == (9, 3)
+
+
+LOOP = """\
+%body (a: (s32[], f32[1024], s32[])) -> (s32[], f32[1024], s32[]) {
+  %a = (s32[]{:S(6)}, f32[1024]{0}, s32[]{:S(6)}) parameter(0)
+  %one = s32[]{:S(6)} constant(2)
+  %i = s32[]{:S(6)} get-tuple-element(%a), index=0
+  %x = f32[1024]{0} get-tuple-element(%a), index=1
+  %n = s32[]{:S(6)} get-tuple-element(%a), index=2
+  %j = s32[]{:S(6)} add(%i, %one)
+  %y = f32[1024]{0} negate(%x)
+  ROOT %t = (s32[]{:S(6)}, f32[1024]{0}, s32[]{:S(6)}) tuple(%j, %y, %n)
+}
+%test (b: (s32[], f32[1024], s32[])) -> pred[] {
+  %b = (s32[]{:S(6)}, f32[1024]{0}, s32[]{:S(6)}) parameter(0)
+  %k = s32[]{:S(6)} get-tuple-element(%b), index=0
+  %m = s32[]{:S(6)} get-tuple-element(%b), index=2
+  ROOT %lt = pred[]{:S(6)} compare(%k, %m), direction=LT
+}"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "known", "turns"),
+    [
+        ("constant(8)", "", 3),
+        ("constant(2)", "", 0),
+        ("parameter(1)", "", None),
+        ("parameter(1)", ', backend_config={"known_trip_count":{"n":"5"}}', 5),
+    ],
+)
+def test_a_loop_counts_its_turns(bound, known, turns):
+    found = program(
+        f"""
+  %p = f32[1024]{{0}} parameter(0)
+  %s = s32[]{{:S(6)}} constant(3)
+  %n = s32[]{{:S(6)}} {bound}
+  %c = s32[]{{:S(6)}} copy(%s)
+  %t = (s32[]{{:S(6)}}, f32[1024]{{0}}, s32[]{{:S(6)}}) tuple(%c, %p, %n)
+  ROOT %w = (s32[]{{:S(6)}}, f32[1024]{{0}}, s32[]{{:S(6)}}) while(%t), condition=%test, body=%body\
+{known}""",
+        LOOP,
+    )
+    assert found.loops == (turns,)
+    assert found.bytes == (1 if turns is None else turns) * 2 * 4096
+
+
+def test_slices_and_updates_in_place():
+    fused = """\
+%inner (q0: f32[64,128]) -> f32[8,128] {
+  %q0 = f32[64,128]{1,0} parameter(0)
+  ROOT %q1 = f32[8,128]{1,0} slice(%q0), slice={[0:8], [0:128]}
+}
+%update (p0: f32[64,128], p1: f32[64,128], p2: s32[]) -> f32[64,128] {
+  %p0 = f32[64,128]{1,0} parameter(0)
+  %p1 = f32[64,128]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %z = s32[] constant(0)
+  %w = f32[8,128]{1,0} fusion(%p1), kind=kLoop, calls=%inner
+  %d = f32[64,128]{1,0} dynamic-update-slice(%p0, %w, %p2, %z)
+  ROOT %b = f32[64,128]{1,0} bitcast(%d)
+}
+%outer (r0: f32[64,128], r1: f32[64,128], r2: s32[]) -> f32[64,128] {
+  %r0 = f32[64,128]{1,0} parameter(0)
+  %r1 = f32[64,128]{1,0} parameter(1)
+  %r2 = s32[] parameter(2)
+  ROOT %r = f32[64,128]{1,0} fusion(%r0, %r1, %r2), kind=kLoop, calls=%update
+}"""
+    for name in ("update", "outer"):
+        found = program(
+            f"""
+  %p = f32[64,128]{{1,0}} parameter(0)
+  %g = f32[64,128]{{1,0}} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %f = f32[64,128]{{1,0}} fusion(%p, %g, %i), kind=kLoop, calls=%{name}""",
+            fused,
+        )
+        assert (found.read, found.written) == (4 * K + 4, 4 * K)
+    found = program(
+        """
+  %p = f32[64,128]{1,0} parameter(0)
+  %g = f32[8,128]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %k = s32[8]{0} parameter(3)
+  %s = f32[8,128]{1,0:S(1)} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={8,128}
+  %h = f32[8,128]{1,0:S(1)} gather(%p, %k), slice_sizes={1,128}
+  %u = f32[64,128]{1,0} dynamic-update-slice(%p, %g, %i, %i)
+  ROOT %a = f32[64,128]{1,0} scatter(%u, %k, %g), to_apply=%add"""
+    )
+    # slice, gather with its indices, update; scatter reads indices, updates and their places.
+    assert found.read == 4 * K + (4 * K + 32) + 4 * K + (32 + 8 * K)
+    assert found.written == 2 * 4 * K
+
+
+def test_calls_and_asynchronous_computations():
+    inner = """\
+%work (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  ROOT %y = f32[1024]{0:S(1)} negate(%x)
+}"""
+    found = program(
+        """
+  %p = f32[1024]{0} parameter(0)
+  %a = ((f32[1024]{0}), f32[1024]{0:S(1)}, s32[]{:S(2)}) async-start(%p), calls=%work
+  %d = f32[1024]{0:S(1)} async-done(%a)
+  ROOT %c = f32[1024]{0:S(1)} call(%d), to_apply=%work""",
+        inner,
+    )
+    assert (found.bytes, found.kernels) == (2 * 4096, 2)
+    assert (
+        program("  %p = f32[8]{0:S(1)} parameter(0)\n  ROOT %n = f32[8]{0:S(1)} negate(%p)").bytes
+        == 0
+    )
+    on_gpu = "  %p = f32[8]{0:S(1)} parameter(0)\n  ROOT %n = f32[8]{0:S(1)} negate(%p)"
+    assert program(on_gpu, main=(0, 1)).bytes == 64
+
+
+def test_collectives_count_by_channel():
+    scatter = """\
+%all-reduce-scatter.1 (input: f32[4096]) -> f32[512] {
+  %input = f32[4096]{0:T(1024)} parameter(0)
+  %r = f32[4096]{0:T(1024)} all-reduce(%input), channel_id=2, replica_groups={{0,1}}, to_apply=%add
+  %i = u32[] partition-id()
+  ROOT %d = f32[512]{0:T(1024)} dynamic-slice(%r, %i), dynamic_slice_sizes={512}
+}"""
+    found = program(
+        """
+  %p = f32[4096]{0:T(1024)} parameter(0)
+  %f = f32[512]{0:T(1024)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  %s = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-gather-start(%f), channel_id=5
+  %d = f32[4096]{0:T(1024)} all-gather-done(%s)
+  %g = f32[4096]{0:T(1024)} all-gather(%f), channel_id=5
+  %a = f32[512]{0:T(1024)} all-reduce-start(%f), channel_id=7, to_apply=%add
+  %b = f32[512]{0:T(1024)} all-reduce-done(%a)
+  %h = f32[512]{0:T(1024)} all-reduce(%b), channel_id=9, to_apply=%add
+  %i = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-reduce-start(%h, %d), channel_id=9, \
+to_apply=%add
+  ROOT %j = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-reduce-done(%i)""",
+        scatter,
+    )
+    assert found.collectives == {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1}
+    assert found.bytes == (1 + 8 + 1 + 8 + 1 + 8 + 2 + 2 + 2 * (1 + 8)) * 2048
+
+
+def test_text_without_a_program():
+    with pytest.raises(ValueError, match=r"parse: the text has no ENTRY computation"):
+        aot.read("HloModule x\n")
+
+
+# Measuring -------------------------------------------------------------------------------------
+
+
+def tree(*shape):
+    return {"w": jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+
+def test_measure_on_this_machine():
+    report = aot.measure_optimizer(adaptax.rmsprop(1e-3), tree(64, 128), "cpu")
+    assert (report.parameters, report.leaves) == (8192, 1)
+    assert report.floor_per_parameter == 20
+    assert report.ratio == report.bytes_per_parameter / 20 >= 1
+    assert report.padded_per_parameter == report.bytes_per_parameter
+    assert report.fusions_per_leaf >= 1
+    assert report.aliased == 8 * 8192
+    assert report.arguments == 12 * 8192
+    assert "ENTRY" in report.text and "ENTRY" not in repr(report)
+    kept = aot.measure_optimizer(adaptax.rmsprop(1e-3), tree(64, 128), "cpu", donate=False)
+    assert kept.aliased == 0
+
+
+def test_reads_what_xla_itself_counts():
+    tx, params = adaptax.lion(1e-3), tree(256, 512)  # two kernels and a copy here
+    report = aot.measure_optimizer(tx, params, "cpu")
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return adaptax.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    program = jitted.lower(params, jax.eval_shape(tx.init, params), params).compile()
+    counted = (program.cost_analysis() or {})["bytes accessed"]
+    assert report.program.kernels == 3
+    assert report.program.bytes == pytest.approx(counted, rel=1e-4)  # scalars count otherwise
+
+
+@pytest.mark.parametrize(
+    ("tx", "param", "grad", "bits"),
+    [
+        (adaptax.adam(1e-3), jnp.float32, jnp.float32, 8 * 28),
+        (adaptax.rmsprop(1e-3), jnp.float32, jnp.float32, 8 * 20),
+        (adaptax.adam(1e-3), jnp.bfloat16, jnp.bfloat16, 8 * 22),
+        (adaptax.sgd(1e-3), jnp.bfloat16, jnp.float32, 8 * 8),
+        (adaptax.sgd(1e-3), jnp.int4, jnp.int4, 12),
+    ],
+    ids=["adam", "rmsprop", "adam-bf16", "sgd-mixed", "int4"],
+)
+def test_floor(tx, param, grad, bits):
+    params = jax.ShapeDtypeStruct((1000, 1000), param)
+    state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((1000, 1000), jnp.bfloat16))
+    grads = jax.ShapeDtypeStruct((1000, 1000), grad)
+    scalars = sum(2 * 4 for x in jax.tree.leaves(state) if x.ndim == 0)
+    assert aot.floor(params, state, grads) == bits * 125_000 + scalars
+
+
+def test_floor_of_keys_and_shards():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("d"))
+    shard = jax.ShapeDtypeStruct((8, 3), jnp.float32, sharding=split)
+    assert aot.floor(shard, (), shard) == 3 * 6 * 4
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    assert aot.floor((), key, ()) == 2 * 8
+
+
+def test_targets():
+    assert aot.Target.named("v5e:2x4").topology == "v5e:2x4"
+    assert aot.Target.named("v6e").chips == 1
+    assert aot.Target.named("h100:8").topology == "1x1x8"
+    assert aot.available("cpu") is None
+    for name in ("v5", "h100:2x4", ""):
+        with pytest.raises(ValueError, match=rf"one of v4, .*, cpu, or .* got '{name}'"):
+            aot.Target.named(name)
+
+
+def test_nothing_to_measure():
+    with pytest.raises(ValueError, match=r"measure: params must hold at least one parameter"):
+        aot.measure_optimizer(adaptax.sgd(1.0), {}, "cpu")
+
+
+@pytest.mark.parametrize(("name", "package"), [("v5e", "libtpu"), ("h100", "jax-cuda12-plugin")])
+def test_missing_compilers(name, package, monkeypatch, capsys):
+    monkeypatch.setattr(_targets, "find_spec", lambda _: None)
+    aot.devices.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=rf"{name} needs {package}.*adaptax\[aot\]"):
+        aot.devices(name)
+    assert command.main(["--targets", name]) == 1
+    assert "pip install 'adaptax[aot]'" in capsys.readouterr().err
+
+
+# The command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _small(monkeypatch):
+    def broken():
+        raise RuntimeError("no |\nsuch thing")
+
+    monkeypatch.setattr(command, "prepare", lambda: None)
+    monkeypatch.setitem(aot.TREES, "4096x4096", lambda: tree(8, 128))
+    monkeypatch.setitem(aot.OPTIMIZERS, "broken", broken)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+@pytest.mark.usefixtures("_small")
+def test_command_writes_the_page(tmp_path, capsys):
+    path = tmp_path / "measured" / "aot.md"
+    given = ["--targets", "cpu", "--trees", "4096x4096", "--out", str(path), "--only"]
+    assert command.main([*given, "rmsprop", "sgd"]) == 0
+    page = path.read_text()
+    assert f"`python -m adaptax.bench.aot {' '.join(given)} rmsprop sgd` makes this page" in page
+    assert "## 4096x4096\n\n| optimizer | target | floor | bytes |" in page
+    rows = [line.split(" | ") for line in page.splitlines() if " | cpu | " in line]
+    assert [row[:3] for row in rows] == [
+        ["| rmsprop", "cpu", "20.00"],
+        ["| sgd-momentum", "cpu", "20.00"],
+    ]
+    assert command.main([*given, "broken"]) == 1
+    assert (
+        "| broken | cpu | does not compile: RuntimeError: no \\| such thing |" in path.read_text()
+    )
+    assert "broken, 4096x4096, cpu: RuntimeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "choice"), [("--only", "rmsprop"), ("--trees", "gpt2"), ("--targets", "v5e")]
+)
+def test_command_names_the_choices(option, choice, capsys):
+    with pytest.raises(SystemExit):
+        command.main([option, "nothing"])
+    assert f"{option}" in (error := capsys.readouterr().err.splitlines()[-1])
+    assert choice in error
+
+
+def test_the_page_says_what_is_a_lower_bound():
+    report = aot.measure_optimizer(adaptax.rmsprop(1e-3), tree(8, 128), "cpu")
+    row = _report.Row("rmsprop", "x", "cpu", report, 1.5)
+    assert "≥" not in _report.page([row], "x")
+    open_loop = dataclasses.replace(report.program, loops=(3, None))
+    row = dataclasses.replace(row, report=dataclasses.replace(report, program=open_loop))
+    assert _report.page([row], "x").count("≥ ") == 4
+
+
+# The compilers ---------------------------------------------------------------------------------
+
+
+def needing(*targets):
+    """Parameters, each skipped where its compiler is not installed."""
+    reasons = {name: aot.available(name) for name in targets}
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=reason or ""))
+        for name, reason in reasons.items()
+    ]
+
+
+@functools.cache
+def compiled(optimizer, tree, target):
+    aot.prepare()
+    return aot.measure_optimizer(aot.OPTIMIZERS[optimizer](), aot.TREES[tree](), target)
+
+
+@pytest.mark.parametrize("target", needing("v5e", "v6e", "h100"))
+@pytest.mark.parametrize("tree", ["4096x4096", "gpt2"])
+@pytest.mark.parametrize(("optimizer", "floor"), [("adam", 28), ("rmsprop", 20)])
+def test_the_engine_reaches_the_floor(optimizer, floor, tree, target):
+    report = compiled(optimizer, tree, target)
+    assert report.floor_per_parameter == pytest.approx(floor, abs=1e-6)
+    assert report.bytes_per_parameter == pytest.approx(floor, abs=1e-4)
+    assert report.padded_per_parameter == pytest.approx(floor, abs=1e-2)
+    # A v6e does two leaves in one kernel.
+    assert 0.5 <= report.fusions_per_leaf <= 1
+    assert report.program.kernels == report.program.fusions
+    assert report.temporaries < 64 * K
+    assert report.aliased >= (floor - 4) // 2 * report.parameters
+    assert (report.program.conditionals, report.program.loops) == (0, ())
+
+
+def two_passes(tx):
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return adaptax.apply_updates(params, jax.lax.optimization_barrier(updates)), state
+
+    return step
+
+
+@pytest.mark.parametrize("target", needing("v5e", "h100"))
+def test_a_second_pass_shows(target):
+    aot.prepare()
+    tx, params = adaptax.rmsprop(1e-3), tree(8192, 8192)  # more than the fast memory holds
+    report = aot.measure(two_passes(tx), params, jax.eval_shape(tx.init, params), params, target)
+    # The first reads g and v and writes u and v; the second reads p and u and writes p.
+    assert report.bytes_per_parameter == pytest.approx(16 + 12, abs=1e-3)
+    assert report.program.kernels == 2
+    assert report.temporaries >= 4 * 8192**2
+
+
+@pytest.mark.parametrize("target", needing("v5e", "h100"))
+def test_without_donation_nothing_is_shared(target):
+    aot.prepare()
+    report = aot.measure_optimizer(adaptax.rmsprop(1e-3), tree(256, 256), target, donate=False)
+    assert report.aliased == 0
+    assert report.bytes_per_parameter == 20
+
+
+@pytest.mark.parametrize("target", needing("v5e", "h100"))
+def test_four_bits_are_packed(target):
+    aot.prepare()
+
+    def step(params, state, grads):
+        x = state.astype(jnp.float32) + grads
+        return params - x, x.astype(jnp.int4)
+
+    params = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+    state = jax.ShapeDtypeStruct((512, 1024), jnp.int4)
+    report = aot.measure(step, params, state, params, target)
+    assert report.bytes_per_parameter == report.floor_per_parameter == 13
+
+
+@pytest.mark.parametrize("target", needing("v5e"))
+def test_a_rare_branch_is_apart(target):
+    aot.prepare()
+
+    def step(params, state, grads):
+        def rare():
+            return params * jnp.max(jnp.abs(grads)) + jnp.cos(params)
+
+        kept = jax.lax.cond(state % 100 == 0, rare, lambda: params)
+        return kept - grads, state + 1
+
+    params = jax.ShapeDtypeStruct((8192, 8192), jnp.float32)  # more than the fast memory holds
+    state = jax.ShapeDtypeStruct((), jnp.int32)
+    report = aot.measure(step, params, state, params, target)
+    assert report.program.conditionals == 1
+    assert report.occasional_per_parameter >= 12
+    assert report.bytes_per_parameter < 21
+
+
+@pytest.mark.parametrize("target", needing("v5e:2x4", "h100:8"))
+def test_sharded_state_scatters_the_gradients(target):
+    aot.prepare()
+    mesh = Mesh(np.array(aot.devices(target)), ("d",), axis_types=(AxisType.Auto,))
+    whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("d",)))
+
+    def step(params, state, batch):
+        grads = jax.grad(lambda p: jnp.mean((batch @ p) ** 2))(params)
+        state = jax.lax.with_sharding_constraint(0.9 * state + grads, rows)
+        return jax.lax.with_sharding_constraint(params - state, whole), state
+
+    params = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    state = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=rows)
+    batch = jax.ShapeDtypeStruct((256, 1024), jnp.float32, sharding=rows)
+    report = aot.measure(step, params, state, batch, target)
+    assert report.program.collectives == {"all-gather": 1, "reduce-scatter": 1}
+    assert report.floor == 4 * (2 * K * K + 2 * K * K // 8 + 32 * K)
