@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 NEAREST = np.uint32(2**31)
 """In the place of a random number, this rounds to the nearest."""
@@ -81,7 +80,7 @@ class Encoded:
         kept: The dtype of the array that it stands for.
     """
 
-    codes: Array
+    codes: Any
     scale: Any
     seed: Any
     codec: Codec

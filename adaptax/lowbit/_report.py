@@ -120,4 +120,4 @@ def report(tx: Any, params: Any) -> StateReport:
 
 
 def _bytes(x: Any) -> float:
-    return x.size * (0.5 if x.dtype in (jnp.int4, jnp.uint4) else x.dtype.itemsize)
+    return x.size * (0.5 if x.dtype in (jnp.int4, jnp.uint4) else float(x.dtype.itemsize))

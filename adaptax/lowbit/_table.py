@@ -102,11 +102,13 @@ class Blocks(Table):
     def scale_for(self, x: Any, old: Any = None) -> Any:
         """The largest magnitude of each block."""
         del old
-        x = jnp.abs(x if x.ndim else x[None])
+        x = x if x.ndim else x[None]
+        x = jnp.abs(x) if self.signed else jnp.where(x < 0, jnp.nan, x)
         *front, n = x.shape
         blocks = self._shape(x.shape)[-1]
         x = jnp.pad(x, [(0, 0)] * len(front) + [(0, blocks * self.block - n)])
-        return jnp.max(x.reshape(*front, blocks, self.block), axis=-1)
+        top = jnp.max(x.reshape(*front, blocks, self.block), axis=-1)
+        return jnp.where(top < math.inf, top, jnp.nan)  # also of an infinity, for all of the block
 
     def _spread(self, scale: Any, shape: tuple[int, ...]) -> Any:
         return jnp.repeat(scale, self.block, axis=-1)[..., : (shape or (1,))[-1]].reshape(shape)
