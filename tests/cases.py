@@ -112,6 +112,12 @@ class Case:
         return self.reference or REFERENCES[self.factory.__name__]
 
     @property
+    def whole(self) -> bool:
+        """Whether no other row holds all of it: `scale_by_adam` is in `adam`."""
+        of_transforms = self.factory.__module__.startswith("adaptax.transforms")
+        return self.main or self.scheduled or (of_transforms and self.first)
+
+    @property
     def first(self) -> bool:
         """Whether this is the first row of its factory: where one is enough."""
         return next(c for c in CASES if c.factory is self.factory) is self

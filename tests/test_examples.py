@@ -18,6 +18,7 @@ SCRIPTS = {
     "train_state.py": ([], False, 0),
     "sweep.py": (["--quick"], True, 1),
     "diagnose.py": (["--quick"], True, 5),
+    "low_precision.py": (["--quick"], True, 1),
 }
 LONGEST = {"quickstart.py": 40}
 

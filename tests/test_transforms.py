@@ -66,7 +66,7 @@ def _other(value: Any) -> Any:
     return jnp.where(value == 0, 0.01, 0.95 * value)
 
 
-@cases(lambda case: (case.first or case.scheduled) and bool(jax.tree.leaves(case.make())))
+@cases(lambda case: case.whole and bool(jax.tree.leaves(case.make())))
 def test_vmap_over_stacked_transformations_is_a_loop_over_each_number(case: Case) -> None:
     """Row i differs from the case in its i-th number; row 0 is the case itself."""
     numbers, treedef = jax.tree.flatten(case.make())
@@ -92,11 +92,7 @@ def test_vmap_over_stacked_transformations_is_a_loop_over_each_number(case: Case
         assert_trees_close(mine, one_by_one(tx), max(case.rtol32, 5e-6), where)
 
 
-@cases(
-    lambda case: (
-        case.smooth and (case.first or case.scheduled) and bool(jax.tree.leaves(case.make()))
-    )
-)
+@cases(lambda case: case.smooth and case.whole and bool(jax.tree.leaves(case.make())))
 def test_the_slope_by_the_numbers_is_that_of_finite_differences(case: Case, x64: None) -> None:
     """Through three updates, along a direction that changes every number."""
     params = as_jax(case.params_as(np.float64))

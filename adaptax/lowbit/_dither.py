@@ -27,7 +27,11 @@ def dither(count: Any, shape: tuple[int, ...], seed: Any) -> Any:
     Returns:
         uint32, of this shape.
     """
-    index = jnp.asarray(seed, jnp.uint32) * np.uint32(0x85EBCA77)
+    count = jnp.asarray(count)
+    # The step's sign bit is 0. With it, compilers neither fold phases into constants as large as
+    # the parameters, nor move them out of a loop over steps.
+    sign = (count >> 31).astype(jnp.uint32)
+    index = (jnp.asarray(seed, jnp.uint32) + sign) * np.uint32(0x85EBCA77)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) % 2**32
         index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
@@ -35,4 +39,4 @@ def dither(count: Any, shape: tuple[int, ...], seed: Any) -> Any:
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         phase = (phase ^ (phase >> shift)) * np.uint32(factor)
     phase = phase ^ (phase >> 16)
-    return phase + jnp.asarray(count).astype(jnp.uint32) * _GOLDEN
+    return phase + count.astype(jnp.uint32) * _GOLDEN

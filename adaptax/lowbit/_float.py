@@ -59,7 +59,8 @@ class Float(Codec):
         )
         part = (random >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
         whole = jnp.floor(size / unit)
-        rounded = (whole + (part * unit < size - whole * unit)) * unit
+        up = part * unit < size - whole * unit
+        rounded = (whole + up.astype(jnp.float32)) * unit
         rounded = jnp.minimum(rounded, jnp.float32(info.max))
         rounded = jnp.where(jnp.isfinite(size), rounded, size)
         return jnp.copysign(rounded, y).astype(self.dtype)

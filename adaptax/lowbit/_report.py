@@ -1,5 +1,6 @@
 """What of a state is kept in which format, and the bytes that it takes."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._core import _tree
 from ._codec import Encoded
 from ._store import is_encoded
 
@@ -115,7 +115,7 @@ def report(tx: Any, params: Any) -> StateReport:
         )
         for (slot, what), of in found.items()
     ]
-    entries = sum(jnp.size(p) for p in jax.tree.leaves(params) if not _tree.is_hole(p))
+    entries = sum(math.prod(jnp.shape(p)) for p in jax.tree.leaves(params))
     return StateReport(tuple(rows), entries)
 
 

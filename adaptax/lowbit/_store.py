@@ -198,13 +198,20 @@ def _closed(codecs: list[Codec | None], state: Any, seed: int) -> Any:
     for k in sorted(range(len(shell)), key=partners.__contains__):
         x, codec = shell[k], codecs[k]
         if codec is not None:
-            wide = x.codes.astype(jnp.float32)
-            scale = codec.scale_for(wide)
-            by = _wide(known[partners[k]]) if k in partners else scale
-            codes = codec.encode(wide, by, jnp.full(wide.shape, NEAREST))
-            known[k] = codec.decode(codes, by)
+            by = known[partners[k]] if k in partners else None
+            codes, scale, known[k] = _nearest(codec, x.codes, by)
             shell[k] = replace(x, codes=codes, scale=scale)
     return structure.unflatten(shell)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _nearest(codec: Codec, x: Any, by: Any) -> tuple[Any, Any, Any]:
+    """Codes, scale and numbers of an array, measured by itself or by another slot's numbers."""
+    x = x.astype(jnp.float32)
+    scale = codec.scale_for(x)
+    by = scale if by is None else _wide(by)
+    codes = codec.encode(x, by, jnp.full(x.shape, NEAREST))
+    return codes, scale, codec.decode(codes, by)
 
 
 def _seed(seed: int, number: int) -> Any:

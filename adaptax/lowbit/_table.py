@@ -75,7 +75,7 @@ class Table(Codec):
         part = (random >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
         if self.quarter:
             low, high, x = (jnp.sqrt(jnp.sqrt(jnp.maximum(v, 0))) for v in (low, high, x))
-        return place + (part * (high - low) < x - low)
+        return place + (part * (high - low) < x - low).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,14 @@ class Blocks(Table):
         """The largest magnitude of each block."""
         del old
         x = x if x.ndim else x[None]
-        x = jnp.abs(x) if self.signed else jnp.where(x < 0, jnp.nan, x)
+        # Of the bits: a maximum of floats drops NaN on CPUs.
+        size = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
+        size = size if self.signed else jnp.where(x < 0, 0x7F800000, size)
         *front, n = x.shape
         blocks = self._shape(x.shape)[-1]
-        x = jnp.pad(x, [(0, 0)] * len(front) + [(0, blocks * self.block - n)])
-        top = jnp.max(x.reshape(*front, blocks, self.block), axis=-1)
+        size = jnp.pad(size, [(0, 0)] * len(front) + [(0, blocks * self.block - n)])
+        top = jnp.max(size.reshape(*front, blocks, self.block), axis=-1)
+        top = jax.lax.bitcast_convert_type(top, jnp.float32)
         return jnp.where(top < math.inf, top, jnp.nan)  # also of an infinity, for all of the block
 
     def _spread(self, scale: Any, shape: tuple[int, ...]) -> Any:

@@ -11,6 +11,7 @@ from ._program import Program as Program
 from ._program import read as read
 from ._subjects import OPTIMIZERS as OPTIMIZERS
 from ._subjects import TREES as TREES
+from ._subjects import Subject as Subject
 from ._targets import Target as Target
 from ._targets import available as available
 from ._targets import devices as devices

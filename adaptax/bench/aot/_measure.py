@@ -27,6 +27,7 @@ class Report:
         target: What it was compiled for.
         parameters: The number of parameters.
         leaves: The number of arrays that hold them.
+        state: The size of the optimizer's state.
         floor: The least that a step can move, from `floor`.
         program: What the compiled program does.
         arguments: The arguments' memory.
@@ -41,6 +42,7 @@ class Report:
     target: str
     parameters: int
     leaves: int
+    state: int
     floor: int
     program: Program
     arguments: int
@@ -50,6 +52,11 @@ class Report:
     lower_seconds: float
     compile_seconds: float
     text: str = field(repr=False)
+
+    @property
+    def state_per_parameter(self) -> float:
+        """The state over the number of parameters."""
+        return self.state / self.parameters
 
     @property
     def floor_per_parameter(self) -> float:
@@ -153,6 +160,7 @@ def measure(
         target=target,
         parameters=parameters,
         leaves=len(jax.tree.leaves(avals[0])),
+        state=_size(avals[1]),
         floor=floor(*avals),
         program=read(text, Target.named(target).main),
         arguments=memory.argument_size_in_bytes,

@@ -55,6 +55,8 @@ class Program:
         written: Bytes written.
         padded: Bytes read and written in whole tiles of the memory layout.
         occasional: Bytes that the dearest branch of each conditional moves.
+        between: Bytes of the arrays in main memory that are neither arguments nor results, all
+            together: what memory one could take over from another is not in the text.
         cycles: The sum of the compiler's estimates; None where it makes none.
         unestimated: Kernels on arrays for which it makes none.
         fusions: Fused kernels with an array of two or more elements among operands and results.
@@ -70,6 +72,7 @@ class Program:
     written: int
     padded: int
     occasional: int
+    between: int
     cycles: int | None
     unestimated: int
     fusions: int
@@ -109,6 +112,7 @@ def read(text: str, main: Collection[int] = (0,)) -> Program:
         written=cost.written,
         padded=padded.read + padded.written,
         occasional=cost.occasional,
+        between=_between(module, main),
         cycles=cost.cycles if estimated else None,
         unestimated=unestimated if estimated else 0,
         fusions=sum(i.op == "fusion" for i in on_arrays),
@@ -157,6 +161,38 @@ def _target(i: Instruction) -> str | None:
 def _has_array(computation: Computation, i: Instruction) -> bool:
     operands = (s for name in i.operands for s in computation[name].shapes)
     return any(s.size > 1 for s in (*i.shapes, *operands))
+
+
+def _between(module: Module, main: Collection[int]) -> int:
+    """Bytes of the arrays that one instruction leaves in main memory for another."""
+    kept: dict[str, set[tuple[str, int | None]]] = {}
+    total = 0
+    for computation, i in _executed(module, module.entry):
+        if i.op in _FREE or i.op in ("call", "async-start") or i.op.endswith(("-done", "-update")):
+            continue  # what these hold is somebody else's
+        if computation.name not in kept:
+            kept[computation.name] = set(_returned(computation))
+        for index, shape in enumerate(_unwrapped(i)[1]):
+            out = {(i.name, None), (i.name, index)} & kept[computation.name]
+            if shape.space in main and shape.size > 1 and not out:
+                total += shape.bytes
+    return total
+
+
+def _returned(computation: Computation) -> Iterator[tuple[str, int | None]]:
+    """The instructions that a computation returns the result of, or this element of it."""
+    todo: list[tuple[str, int | None]] = [(computation.root.name, None)]
+    while todo:
+        name, index = todo.pop()
+        i = computation[name]
+        if i.op == "tuple":
+            todo += [(n, None) for k, n in enumerate(i.operands) if index in (None, k)]
+        elif i.op == "get-tuple-element":
+            todo.append((i.operands[0], int(i.attribute("index") or 0)))
+        elif i.op == "bitcast" or i.op.endswith("-done"):
+            todo.append((i.operands[0], index))
+        else:
+            yield name, index
 
 
 def _collectives(module: Module) -> dict[str, int]:
