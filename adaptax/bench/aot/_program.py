@@ -186,7 +186,7 @@ def _returned(computation: Computation) -> Iterator[tuple[str, int | None]]:
         name, index = todo.pop()
         i = computation[name]
         if i.op == "tuple":
-            todo += [(n, None) for k, n in enumerate(i.operands) if index in (None, k)]
+            todo += [(n, None) for n in i.operands]
         elif i.op == "get-tuple-element":
             todo.append((i.operands[0], int(i.attribute("index") or 0)))
         elif i.op == "bitcast" or i.op.endswith("-done"):
