@@ -25,6 +25,8 @@ from ._masking import PartitionState as PartitionState
 from ._masking import masked as masked
 from ._masking import multi_transform as multi_transform
 from ._masking import partition as partition
+from ._matrices import on_stack as on_stack
+from ._matrices import sharing as sharing
 from ._numerics import Decay as Decay
 from ._numerics import abs_sq as abs_sq
 from ._numerics import average as average

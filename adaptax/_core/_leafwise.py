@@ -8,6 +8,7 @@ dtype for all leaves, all learning rates and all equal transformations.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from jax.core import Tracer
 
 from . import _checks, _tree
 from ._kinds import frozen
+from ._matrices import Task, Together, current_sharing, shared_out
 from ._numerics import compute_dtype, mixing, safe_increment, widen
 
 SKIP = "skip"  # a leaf's entry in `per_leaf` where the link leaves it alone
@@ -78,6 +80,7 @@ class Leafwise:
     needs_params: bool = False
     shared: Callable[..., dict[str, Any]] | None = None
     per_leaf: Callable[[Any], Sequence[Any]] | None = None
+    matrices: bool = False
     wrap: type | None = None
     parts: Any = None  # see `Pair`
     chosen: Any = None
@@ -176,6 +179,7 @@ def leafwise(
     needs_params: bool = False,
     shared: Callable[..., dict[str, Any]] | None = None,
     per_leaf: Callable[[Any], Sequence[Any]] | None = None,
+    matrices: bool = False,
     **slots: Slot,
 ) -> Leafwise:
     """Lift a rule for one array to a transformation of trees.
@@ -194,9 +198,11 @@ def leafwise(
         per_leaf: `per_leaf(tree) -> [static value for each leaf]`, of the parameters or, without
             them, the updates, None leaves included. Given to the rule as the keyword `spec`; the
             link skips a leaf whose value is `SKIP`.
+        matrices: Whether the rule works on whole matrices, through `on_stack`, so that devices
+            can share that work.
         **slots: The arrays of state by their field names, in the rule's order.
     """
-    return Leafwise(rule, state, slots, scalars or {}, needs_params, shared, per_leaf)
+    return Leafwise(rule, state, slots, scalars or {}, needs_params, shared, per_leaf, matrices)
 
 
 def run(
@@ -234,31 +240,43 @@ def run(
     specs = [None if k.per_leaf is None else k.per_leaf(whole) for k in links]
     structures = tuple(link.structure for link in links)
     compiled: dict[Any, Any] = {}
-    new: list[list[Any]] = [[] for _ in range(1 + len(slots))]
+    rows: list[Any] = []  # of each leaf its update and slots, or the kernel to run
     for i, g in enumerate(trees.leaves):
         p = trees.columns[0][i] if reading else None
         old = tuple(column[i] for column in trees.columns[bool(reading) :])
         if g is None or _tree.is_float0(g):
-            leaf = (g, *old)
-        else:
-            static = (
-                tuple(None if s is None else s[i] for s in specs),
-                None if dtypes is None else dtypes[i],
-            )
-            if static not in compiled:
-                compiled[static] = kernel(structures, layout, *static)
-            try:
-                leaf = compiled[static](counts, scalars, g, p, old)
-            except _checks.LeafError:
-                raise trees.explain() from None
-        for column, value in zip(new, leaf, strict=True):
-            column.append(value)
+            rows.append((g, *old))
+            continue
+        static = (
+            tuple(None if s is None else s[i] for s in specs),
+            None if dtypes is None else dtypes[i],
+        )
+        if static not in compiled:
+            compiled[static] = kernel(structures, layout, *static)
+        rows.append(Task(static, compiled[static], (counts, scalars, g, p, old)))
+    together = current_sharing() if any(link.matrices for link in links) else None
+    try:
+        rows = _run_all(rows) if together is None else _share(rows, together)
+    except _checks.LeafError:
+        raise trees.explain() from None
+    new = [[row[k] for row in rows] for k in range(1 + len(slots))]
     columns = (trees.rebuild(column) for column in new)
     result = next(columns)
     return result, [
         _next_state(link, s, k, {n: next(columns) for n in link.slots})
         for link, s, k in zip(links, inner, operands, strict=True)
     ]
+
+
+def _run_all(rows: list[Any]) -> list[Any]:
+    return [row.rule(*row.arguments) if isinstance(row, Task) else row for row in rows]
+
+
+def _share(rows: list[Any], together: Together) -> list[Any]:
+    """The same, with the matrices of all leaves worked on together."""
+    tasks = [row._replace(rule=inspect.unwrap(row.rule)) for row in rows if isinstance(row, Task)]
+    results = iter(shared_out(tasks, together))
+    return [next(results) if isinstance(row, Task) else row for row in rows]
 
 
 def _packed(scalars: list[Any]) -> Any:

@@ -35,6 +35,7 @@ from .._core import (
     debias,
     leafwise,
     newton_schulz,
+    on_stack,
     partition,
     transformation,
 )
@@ -121,7 +122,7 @@ class _Axes(NamedTuple):
         moved = jnp.transpose(x, order)
         stacked = moved.reshape(math.prod(x.shape[a] for a in batch), *self.fans(x.shape))
         inverse = tuple(order.index(a) for a in range(x.ndim))
-        return jnp.transpose(f(stacked).reshape(moved.shape), inverse)
+        return jnp.transpose(on_stack(f, stacked).reshape(moved.shape), inverse)
 
 
 def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[Any]]:
@@ -221,6 +222,7 @@ def scale_by_muon(
         rule,
         MuonState,
         per_leaf=_axes_of(weight_dimension_numbers),
+        matrices=True,
         scalars={"ns_coeffs": ns_coeffs if single else rows},
         mu=Slot(dtype=mu_dtype),
     )
