@@ -19,6 +19,7 @@ SCRIPTS = {
     "sweep.py": (["--quick"], True, 1),
     "diagnose.py": (["--quick"], True, 5),
     "low_precision.py": (["--quick"], True, 1),
+    "distributed.py": (["--quick", "--fresh"], True, 1),
 }
 LONGEST = {"quickstart.py": 40}
 

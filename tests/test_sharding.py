@@ -367,6 +367,30 @@ def test_sums_of_micro_batches_are_split():
     assert all(not a.whole for a in sharding.placement(got[1].acc_grads).arrays)
 
 
+def test_odd_leaves_in_parts():
+    """None, nothing, empty, a scalar, 16 bits; and no gradient where there is a parameter."""
+    params: Any = {
+        "none": [None, {}],
+        "empty": jnp.zeros((0, 8)),
+        "scalar": jnp.ones(()),
+        "half": jnp.ones((8, 2), jnp.bfloat16),
+        "w": jnp.ones((8, 4)),
+        "frozen": jnp.ones(8),
+    }
+    grads = {**jax.tree.map(lambda p: 0.5 * p, params), "frozen": None}
+    plain = adaptax.adam(1e-2)
+    for gradients in (False, True):
+        tx = zero(plain, gradients=gradients)
+        updates, state = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
+        wanted, other = jax.jit(plain.update)(grads, plain.init(params), params)
+        assert_trees_close((updates, state), (wanted, other), 1e-6, "odd leaves")
+        assert updates["frozen"] is None and updates["half"].dtype == jnp.bfloat16
+        assert not sharding.placement(state[0].mu["w"]).arrays[0].whole
+        sharding.check_placement(updates["w"], NamedSharding(mesh_of("data"), P()))
+    empty = zero(plain)
+    assert empty.update({}, empty.init({}), {})[0] == {}
+
+
 def test_encoded_state_in_parts():
     """Random numbers come from an entry's index in the whole array."""
     plain = lowbit.store(adaptax.rmsprop(1e-2), {"nu": lowbit.uint8()}, min_size=0)

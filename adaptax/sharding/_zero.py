@@ -116,8 +116,10 @@ class _Plan:
     """Where gradients, parameters and state of one tree of parameters lie during a step."""
 
     def __init__(self, inner: Any, params: Any, parts: list[Split], whole: list[NamedSharding]):
-        self._parts = parts
-        self._whole = whole
+        present = [p is not None for p in jax.tree.leaves(params, is_leaf=is_none)]
+        self._parts = _where(present, [part.sharding for part in parts])
+        self._whole = _where(present, whole)
+        self._mesh = whole[0].mesh if whole else None
         self.explicit = any(map(is_explicit, whole))
         shapes = jax.eval_shape(inner.init, params)
         self._structure = jax.tree.structure(shapes)
@@ -130,13 +132,13 @@ class _Plan:
 
     def sharing_matrices(self, axis: tuple[str, ...]) -> AbstractContextManager[None]:
         """Share out work on whole matrices among the devices of the axis."""
-        if not self._whole:
+        if self._mesh is None:
             return nullcontext()
-        return sharing(partial(work_together, self._whole[0].mesh, axis))
+        return sharing(partial(work_together, self._mesh, axis))
 
     def split(self, tree: Any) -> Any:
         """Gradients or parameters, each device with its part."""
-        return _placed(tree, [part.sharding for part in self._parts])
+        return _placed(tree, self._parts)
 
     def gathered(self, updates: Any) -> Any:
         """Updates, computed in parts, where the parameters lie."""
@@ -185,8 +187,14 @@ def _stored_as(owner: Owner, shape: tuple[int, ...], parts: list[Split]) -> _Kep
     return _Kept(NamedSharding(part.sharding.mesh, spec), shape, stored)
 
 
-def _placed(tree: Any, shardings: list[NamedSharding]) -> Any:
-    """Leaves where they belong; one that is None has a parameter all the same."""
+def _where(present: list[bool], values: list[NamedSharding]) -> list[NamedSharding | None]:
+    """The values of the leaves that are there, None for the others."""
+    rest = iter(values)
+    return [next(rest) if here else None for here in present]
+
+
+def _placed(tree: Any, shardings: list[NamedSharding | None]) -> Any:
+    """Leaves where they belong; an update may be None where there is a parameter."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_none)
     if len(leaves) != len(shardings):
         return tree  # the transformation inside says what does not fit

@@ -1,5 +1,6 @@
 """Training with low-precision optimizers, beside float32: `python -m adaptax.bench.quality`."""
 
+from . import _char as char
 from ._quadratic import Stationary as Stationary
 from ._quadratic import compare as compare
 from ._quadratic import stationary as stationary
