@@ -1,8 +1,11 @@
 """Optax: hand it a transformation; move a state from one library to the other."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 from .._core import GradientTransformation, _checks
 
@@ -29,7 +32,8 @@ def convert_state(state: Any, like: Any) -> Any:
 
     The two have the same leaves under the same field names; each keeps its own classes. The
     arrays are taken over, cast to the dtypes of `like` (optax keeps 16-bit moments for 16-bit
-    parameters, adaptax float32).
+    parameters, adaptax float32). A weight decay that counts its steps in only one of the two, as
+    that of `adafactor` with a schedule does, gets the count that the rest of the state has.
 
     Args:
         state: A state of the one library.
@@ -46,10 +50,40 @@ def convert_state(state: Any, like: Any) -> Any:
     >>> type(state[0]).__module__.split(".")[0]
     'adaptax'
     """
-    old, _ = jax.tree_util.tree_flatten_with_path(state)
     wanted, treedef = jax.tree_util.tree_flatten_with_path(like)
-    same = [jax.tree_util.keystr(p) for p, _ in old] == [jax.tree_util.keystr(p) for p, _ in wanted]
-    pairs = list(zip(old, wanted, strict=False))
-    if not same or any(x.shape != y.shape for (_, x), (_, y) in pairs):
+    names = [path for path, _ in wanted]
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    if not _same(leaves, names):
+        counts = {int(x): x for path, x in leaves if _is_count(path, x)}
+        count = next(iter(counts.values())) if len(counts) == 1 else None
+        leaves = jax.tree_util.tree_leaves_with_path(_counting(state, like, count))
+    pairs = list(zip(leaves, wanted, strict=False))
+    if not _same(leaves, names) or any(x.shape != y.shape for (_, x), (_, y) in pairs):
         raise _checks.mismatch("convert_state", "state", state, "like", like)
     return treedef.unflatten(x.astype(y.dtype) for (_, x), (_, y) in pairs)
+
+
+def _same(leaves: Any, names: Any) -> bool:
+    keystr = jax.tree_util.keystr
+    return [keystr(path) for path, _ in leaves] == [keystr(path) for path in names]
+
+
+def _is_count(path: Any, x: Any) -> bool:
+    named = bool(path) and getattr(path[-1], "name", "") == "count"
+    return named and jnp.ndim(x) == 0 and not isinstance(x, Tracer)
+
+
+def _counting(state: Any, like: Any, count: Any) -> Any:
+    """The state, with the count of a weight decay where `like` has one, and without where not."""
+    match type(state).__name__, type(like).__name__:
+        case "EmptyState", "WeightDecaySchedule" if count is not None:
+            return type(like)(jnp.array(count))  # a copy, so that the state can be donated
+        case "WeightDecaySchedule", "EmptyState":
+            return type(like)()
+    if isinstance(state, tuple) and isinstance(like, tuple) and len(state) == len(like):
+        parts = [_counting(s, k, count) for s, k in zip(state, like, strict=True)]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    if isinstance(state, Mapping) and isinstance(like, Mapping) and state.keys() == like.keys():
+        parts = {name: _counting(state[name], like[name], count) for name in state}
+        return cast(Any, type(state))(parts)
+    return state
