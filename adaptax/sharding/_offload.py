@@ -5,8 +5,9 @@ from typing import Annotated, Any
 import jax
 from jax.core import Tracer
 
-from .._core import Node, Pair, Transform, _checks, node_of, transformation
+from .._core import Node, Pair, Transform, node_of, transformation
 from .._core._kinds import StaticInt
+from . import _errors
 
 HOST = "pinned_host"
 
@@ -64,4 +65,4 @@ def check_host_memory(device: Any) -> None:
     """Refuse a device whose backend has no host memory that programs can address."""
     kinds = [memory.kind for memory in device.addressable_memories()]
     if HOST not in kinds:
-        raise _checks.no_host_memory(device, kinds)
+        raise _errors.no_host_memory(device, kinds)

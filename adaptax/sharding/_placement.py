@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .._core import _checks
 from .._core._paths import path_names
+from . import _errors
 
 SHOWN = 40  # lines of a printed table
 
@@ -136,7 +137,7 @@ def placement(tree: Any, shardings: Any = None) -> Placement:
     rows = []
     for name, leaf, sharding in _beside("placement", tree, shardings):
         if sharding is None:
-            raise _checks.no_sharding("placement", name)
+            raise _errors.no_sharding("placement", name)
         itemsize = _itemsize(leaf.dtype)
         shape = jnp.shape(leaf)
         rows.append(
@@ -177,7 +178,7 @@ def check_placement(tree: Any, shardings: Any) -> None:
         if not same:
             wrong[name] = (_short(wanted), _short(got))
     if wrong:
-        raise _checks.misplaced(wrong, len(rows))
+        raise _errors.misplaced(wrong, len(rows))
 
 
 def _short(sharding: Any) -> str:

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from .._core import _checks, _tree
 from .._core._paths import path_names
+from . import _errors
 
 Entry = None | str | tuple[str, ...]
 """What one axis of an array is split over."""
@@ -62,16 +63,16 @@ def _named(where: str, name: str, p: Any, given: Any, mesh: Any) -> NamedShardin
             raise _checks.wrong_kind(where, f"the sharding of {name or 'the root'}", _GIVEN, given)
         mesh = mesh_or_ambient(mesh)
         if mesh is None:
-            raise _checks.no_mesh(where, name)
+            raise _errors.no_mesh(where, name)
         sharding = NamedSharding(mesh, given)
     shape = jnp.shape(p)
     if len(sharding.spec) > len(shape):
-        raise _checks.spec_too_long(where, name, shape, sharding.spec)
+        raise _errors.spec_too_long(where, name, shape, sharding.spec)
     entries = [*map(_entry, sharding.spec), *[None] * (len(shape) - len(sharding.spec))]
     spec = PartitionSpec(*entries)
     for n, entry in zip(shape, entries, strict=True):
         if n % pieces(sharding.mesh, entry):
-            raise _checks.not_divisible(where, name, shape, spec, dict(sharding.mesh.shape))
+            raise _errors.not_divisible(where, name, shape, spec, dict(sharding.mesh.shape))
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
 

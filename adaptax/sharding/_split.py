@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .._core import Params, _checks, _tree
 from .._core._kinds import Kind
 from .._core._paths import path_names
+from . import _errors
 from ._shardings import Entry, is_explicit, names_in, pieces, resolved, used
 
 
@@ -88,11 +89,11 @@ def splits(
     there = [(name, jnp.shape(p)) for name, p in zip(names, leaves, strict=True) if p is not None]
     meshes = dict.fromkeys(s.mesh for s in shardings)
     if len(meshes) > 1:
-        raise _checks.several_meshes(where, list(meshes))
+        raise _errors.several_meshes(where, list(meshes))
     for mesh in meshes:
         for name in axis:
             if name not in mesh.shape:
-                raise _checks.no_mesh_axis(where, name, dict(mesh.shape))
+                raise _errors.no_mesh_axis(where, name, dict(mesh.shape))
     return [
         _split(where, name, shape, s, axis, min_size, pad)
         for (name, shape), s in zip(there, shardings, strict=True)
@@ -121,7 +122,7 @@ def _split(
         chosen = max(even or further, key=shape.__getitem__)
     elif pad and free and max(shape[a] for a in free) >= n:
         if is_explicit(sharding):
-            raise _checks.no_padding(where, name, shape, n)
+            raise _errors.no_padding(where, name, shape, n)
         chosen = max(free, key=shape.__getitem__)
         stored[chosen] += -shape[chosen] % n
     else:

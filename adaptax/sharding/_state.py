@@ -5,8 +5,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .._core import Params, Transform, _checks
+from .._core import Params, Transform
 from .._core._value import TransformationKind
+from . import _errors
 from ._owners import Owner, owners
 from ._shardings import Entry, mesh_or_ambient, pieces, resolved
 
@@ -50,7 +51,7 @@ def state_sharding(
         mesh = shardings[0].mesh
     mesh = mesh_or_ambient(mesh)
     if mesh is None:
-        raise _checks.no_mesh(where, "")
+        raise _errors.no_mesh(where, "")
     made, shapes = jax.make_jaxpr(tx.init, return_shape=True)(params)
     leaves, structure = jax.tree.flatten(shapes)
     out = []

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .._core import Node, Pair, Transform, _checks, node_of, path_names, sharing, transformation
 from .._core._kinds import Kind, StaticInt
 from .._core._tree import is_float0, is_none
+from . import _errors
 from ._matrices import work_together
 from ._owners import Owner, owners
 from ._shardings import constrain, is_explicit, resolved, used
@@ -104,7 +105,7 @@ def _given(params: Any, shardings: Any) -> Any:
             return sharding
         own = None if isinstance(p, Tracer) else getattr(p, "sharding", None)
         if isinstance(own, NamedSharding) and used(own.spec):
-            raise _checks.unknown_sharding(name, own.spec)
+            raise _errors.unknown_sharding(name, own.spec)
         return PartitionSpec()
 
     leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
@@ -155,7 +156,7 @@ class _Plan:
             if x.shape == kept.own:
                 return x
             if x.shape != kept.shape:
-                raise _checks.wrong_stored_shape(kept.own, kept.shape, x.shape)
+                raise _errors.wrong_stored_shape(kept.own, kept.shape, x.shape)
             return constrain(x[tuple(map(slice, kept.own))], kept.sharding)
 
         return self._each(opened, state)
