@@ -45,10 +45,12 @@ def several_meshes(where: str, meshes: Sequence[Any]) -> ValueError:
 
 def misplaced(problems: Mapping[str, tuple[Any, Any]], total: int) -> ValueError:
     """Arrays that do not lie where they should: {name: (wanted, got)}."""
-    every = (f"{_of(name)} should lie as {w}, and lies as {g}" for name, (w, g) in problems.items())
+    pairs = problems.items()
+    every = (f"{_of(name)} should lie as {want}, and lies as {got}" for name, (want, got) in pairs)
     return ValueError(
-        f"check_placement: {len(problems)} of {total} arrays are elsewhere: {_checks.listed(every)}. Give "
-        "the shardings to jax.jit as out_shardings, or to jax.device_put."
+        f"check_placement: {len(problems)} of {total} arrays are elsewhere: "
+        f"{_checks.listed(every)}. Give the shardings to jax.jit as out_shardings, or to "
+        "jax.device_put."
     )
 
 
