@@ -15,6 +15,7 @@ CPU, eight times; on a cluster, the scheduler starts the processes instead of th
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -59,7 +60,7 @@ def launch(options: argparse.Namespace) -> int:
 def pass_on(worker: Any) -> None:
     """Print what a process prints, but for what its connections say of themselves."""
     for line in worker.stdout:
-        if b"[Gloo]" not in line and line.strip():
+        if not re.search(rb"Gloo|peer ranks|^\d*\s*$", line):
             print(line.decode(), end="", flush=True)
 
 
