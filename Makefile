@@ -51,7 +51,9 @@ types: $(TEST_STAMP)
 
 pytest: $(TEST_STAMP)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n $(JOBS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --unoptimized
+	@echo "== pytest, compiled with all optimizations"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m optimized
 
 docs: $(TEST_STAMP)  ## Build the documentation in docs/_build/html
 	@echo "== documentation"
@@ -64,9 +66,10 @@ format: $(TEST_STAMP)  ## Format the code and apply the safe lint fixes
 bench: $(TEST_STAMP)  ## Run the benchmarks
 	$(BIN)/python -m adaptax.bench
 
-aot: $(AOT_STAMP)  ## Compile for TPUs and GPUs that are not here; test that, and write docs/measured/aot.md
+aot: $(AOT_STAMP)  ## Compile for TPUs and GPUs that are not here: complete docs/measured/aot*.md, and test
+	$(VENV)-aot/bin/python -m adaptax.bench.aot --resume --out docs/measured/aot.md
+	$(VENV)-aot/bin/python -m adaptax.bench.aot --resume --sharded --out docs/measured/aot-sharded.md
 	@$(VENV)-aot/bin/python -m pytest -n 0 tests/test_aot.py
-	$(VENV)-aot/bin/python -m adaptax.bench.aot --out docs/measured/aot.md
 
 clean:  ## Remove caches, builds and generated pages (keeps $(VENV))
 	rm -rf build dist docs/_build docs/optimizers .pytest_cache .ruff_cache .import_linter_cache .hypothesis

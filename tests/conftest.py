@@ -18,6 +18,33 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Compiling is most of the time of most tests, and this takes a sixth of it: no optimizations by
+# LLVM, and each loop emitted without MLIR. The passes over whole programs are the same.
+UNOPTIMIZED = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--unoptimized",
+        action="store_true",
+        help="compile without most optimizations, and leave out the tests that are about them",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("unoptimized"):
+        os.environ["XLA_FLAGS"] += f" {UNOPTIMIZED}"  # jax reads it with its first array
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("unoptimized"):
+        left_out = [item for item in items if item.get_closest_marker("optimized")]
+        items[:] = [item for item in items if not item.get_closest_marker("optimized")]
+        config.hook.pytest_deselected(items=left_out)
+
 
 @pytest.fixture
 def key() -> jax.Array:

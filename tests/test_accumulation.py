@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from support import (
+    GRADS,
     Traced,
     assert_close,
     assert_same_bits,
@@ -36,8 +37,13 @@ from adaptax import (
 )
 
 K = 3
-STEPS = [jax.tree.map(lambda g, i=i: jnp.cos(g * (i + 1)), grads()) for i in range(3 * K)]
-NAN = jax.tree.map(lambda g: g.at[0].set(jnp.nan), STEPS[0])
+STEPS = [
+    jax.tree.map(lambda g, i=i: jnp.asarray(np.cos(g * np.float32(i + 1))), GRADS)
+    for i in range(3 * K)
+]
+NAN = jax.tree.map(
+    lambda g: jnp.asarray(np.concatenate([np.full_like(g[:1], np.nan), g[1:]])), STEPS[0]
+)
 
 
 def compiled(tx: Any, p: Any, gradients: Any, weights: Any = None) -> tuple[Any, Any, list[Any]]:

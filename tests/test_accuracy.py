@@ -11,6 +11,8 @@ from references import REFERENCES
 
 import adaptax
 
+pytestmark = pytest.mark.optimized
+
 STEPS, SIZE = 10_000, 512
 CHECKED = (1, 2, 10, 100, 1000, 10_000)
 

@@ -19,7 +19,7 @@ import adaptax
 from adaptax import lowbit
 from adaptax.bench import aot
 from adaptax.bench.aot import __main__ as command
-from adaptax.bench.aot import _hlo, _report, _results, _targets
+from adaptax.bench.aot import _hlo, _measure, _report, _results, _sharded, _tables, _targets
 from adaptax.lowbit._compiled import missing
 
 K = 1024
@@ -334,31 +334,53 @@ def test_calls_and_asynchronous_computations():
     assert program(on_gpu, main=(0, 1)).bytes == 64
 
 
-def test_collectives_count_by_channel():
-    scatter = """\
+def test_collectives_count_once():
+    inner = """\
 %all-reduce-scatter.1 (input: f32[4096]) -> f32[512] {
   %input = f32[4096]{0:T(1024)} parameter(0)
-  %r = f32[4096]{0:T(1024)} all-reduce(%input), channel_id=2, replica_groups={{0,1}}, to_apply=%add
+  %r = f32[4096]{0:T(1024)} all-reduce(%input), channel_id=1, replica_groups={{0,1}}, to_apply=%add
   %i = u32[] partition-id()
   ROOT %d = f32[512]{0:T(1024)} dynamic-slice(%r, %i), dynamic_slice_sizes={512}
-}"""
+}
+
+%all-reduce-scatter.2 (input: f32[4096]) -> f32[512] {
+  %input.2 = f32[4096]{0:T(1024)} parameter(0)
+  %r.2 = f32[4096]{0:T(1024)} all-reduce(%input.2), channel_id=1, to_apply=%add
+  %i.2 = u32[] partition-id()
+  ROOT %d.2 = f32[512]{0:T(1024)} dynamic-slice(%r.2, %i.2), dynamic_slice_sizes={512}
+}
+"""
+    beside = """
+%fused_computation.{0} (x.{0}: f32[512]) -> f32[4096] {{
+  %x.{0} = f32[512]{{0:T(1024)}} parameter(0)
+  ROOT %y.{0} = f32[4096]{{0:T(1024)}} all-gather(%x.{0}), channel_id=8, \
+frontend_attributes={{chain_id="{1}"}}
+}}
+"""
+    # Channels do not tell: combined scatters share theirs. Nor do names: a gather is written in
+    # each kernel that it runs beside.
     found = program(
         """
   %p = f32[4096]{0:T(1024)} parameter(0)
   %f = f32[512]{0:T(1024)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  %e = f32[512]{0:T(1024)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2
   %s = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-gather-start(%f), channel_id=5
   %d = f32[4096]{0:T(1024)} all-gather-done(%s)
-  %g = f32[4096]{0:T(1024)} all-gather(%f), channel_id=5
-  %a = f32[512]{0:T(1024)} all-reduce-start(%f), channel_id=7, to_apply=%add
+  %k = f32[4096]{0:T(1024)} fusion(%f), kind=kCustom, calls=%fused_computation.1
+  %l = f32[4096]{0:T(1024)} fusion(%f), kind=kCustom, calls=%fused_computation.2
+  %m = f32[4096]{0:T(1024)} fusion(%e), kind=kCustom, calls=%fused_computation.3
+  %a = f32[512]{0:T(1024)} all-reduce-start(%f), channel_id=1, to_apply=%add
   %b = f32[512]{0:T(1024)} all-reduce-done(%a)
-  %h = f32[512]{0:T(1024)} all-reduce(%b), channel_id=9, to_apply=%add
-  %i = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-reduce-start(%h, %d), channel_id=9, \
+  %i = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-reduce-start(%b, %d), channel_id=9, \
 to_apply=%add
   ROOT %j = (f32[512]{0:T(1024)}, f32[4096]{0:T(1024)}) all-reduce-done(%i)""",
-        scatter,
+        inner + beside.format(1, 0) + beside.format(2, 0) + beside.format(3, 1),
     )
-    assert found.collectives == {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1}
-    assert found.bytes == (1 + 8 + 1 + 8 + 1 + 8 + 2 + 2 + 2 * (1 + 8)) * 2048
+    assert found.collectives == {"all-gather": 3, "all-reduce": 2, "reduce-scatter": 2}
+    sizes = {"all-gather": 3 * 8, "all-reduce": 1 + 9, "reduce-scatter": 2 * 8}
+    assert found.exchanged == {kind: n * 2048 for kind, n in sizes.items()}
+    # Scatters 2 * (8 + 1), gathers 4 * (1 + 8), sums 2 * (1 + 9).
+    assert found.bytes == (18 + 36 + 20) * 2048
 
 
 def test_text_without_a_program():
@@ -473,6 +495,88 @@ def _small(monkeypatch):
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+@pytest.fixture
+def eight(monkeypatch):
+    """The target "cpu" is eight devices."""
+    for module in (_measure, _sharded):
+        monkeypatch.setattr(module, "devices", lambda _: jax.devices()[:8])
+
+
+SPLIT = {name: jax.ShapeDtypeStruct((64, 128), jnp.float32) for name in ("a", "b")}
+
+
+@pytest.mark.usefixtures("eight")
+@pytest.mark.parametrize(
+    ("case", "state", "floor", "collectives"),
+    [
+        ("update, FSDP", 1, 28 / 8, {}),
+        ("update, ZeRO-1", 1, 2 * 4 / 8 + 2 * 8 / 8 + 4, {"all-gather": 4}),
+        # The compiler for CPUs sums everything first.
+        ("training, ZeRO-1", 1, 0, {"all-gather": 4, "all-reduce": 4}),
+        ("training, replicated", 8, 0, {"all-reduce": 4}),
+    ],
+)
+def test_a_step_on_several_devices(case, state, floor, collectives):
+    report = aot.measure_sharded(adaptax.adam(1e-3), SPLIT, "cpu", aot.CASES[case])
+    scalar = 1e-3  # the count
+    assert report.state_per_parameter == pytest.approx(state, abs=scalar)
+    assert report.floor_per_parameter == pytest.approx(floor, abs=scalar)
+    assert report.exchanged_per_parameter == pytest.approx(collectives)
+    assert set(report.program.collectives) == set(collectives)
+    assert (report.ratio == float("inf")) == case.startswith("training")
+
+
+@pytest.mark.usefixtures("eight")
+@pytest.mark.parametrize("case", ["update, ZeRO-1", "training, FSDP"])
+def test_nothing_to_spread(case):
+    with pytest.raises(ValueError, match=r"measure: params must hold at least one parameter"):
+        aot.measure_sharded(adaptax.sgd(1.0), {}, "cpu", aot.CASES[case])
+
+
+def test_what_a_product_does_not_train():
+    wrong = r"measure_sharded: tree must hold vectors and matrices .* shape \(2, 3, 4\); take"
+    with pytest.raises(ValueError, match=wrong):
+        aot.measure_sharded(adaptax.sgd(1.0), tree(2, 3, 4), "cpu", aot.CASES["training, FSDP"])
+
+
+@pytest.mark.usefixtures("_small", "eight")
+def test_command_writes_the_sharded_page(tmp_path, monkeypatch):
+    monkeypatch.setitem(_sharded.TREES, "2x4096x4096", lambda: SPLIT)
+    cases = ("update, FSDP", "update, ZeRO-1", "training, replicated")
+    monkeypatch.setitem(_sharded.SUBJECTS, "rmsprop", cases)
+    path = tmp_path / "aot-sharded.md"
+    given = ["--sharded", "--targets", "cpu", "--only", "rmsprop", "--out", str(path)]
+    given += ["--trees", "2x4096x4096"]
+    assert command.main(given) == 0
+    page = path.read_text()
+    assert f"`python -m adaptax.bench.aot --sharded --out {path}` makes this page" in page
+    assert "## 2x4096x4096\n\n| optimizer | step | target | state | floor | bytes |" in page
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if " | cpu | " in line]
+    assert [row[1:5] for row in rows] == [
+        ["update, FSDP", "cpu", "0.50", "2.50"],
+        ["update, ZeRO-1", "cpu", "0.50", "6.00"],
+        ["training, replicated", "cpu", "4.00", ""],
+    ]
+    assert [row[8] for row in rows] == ["", "2 all-gather (4.00)", "1 all-reduce (4.00)"]
+    assert rows[2][5:7] == ["", ""]
+    monkeypatch.setattr(command, "measure_sharded", None)
+    assert command.main([*given, "--resume"]) == 0
+    assert path.read_text() == page
+
+
+@pytest.mark.usefixtures("_small")
+def test_resume_compiles_again_with_other_compilers(tmp_path, monkeypatch):
+    path = tmp_path / "aot.md"
+    given = ["--targets", "cpu", "--trees", "4096x4096", "--only", "narrow", "--out", str(path)]
+    assert command.main([*given, "--resume"]) == 0
+    compiled = []
+    monkeypatch.setattr(command, "_compile", lambda key: compiled.append(key) or "not now")
+    assert command.main([*given, "--resume"]) == 0 and not compiled
+    monkeypatch.setattr(_results.metadata, "version", lambda name: f"{name} of tomorrow")
+    assert command.main([*given, "--resume"]) == 1
+    assert compiled == [("narrow", "4096x4096", "cpu", "bfloat16", "")]
+
+
 @pytest.mark.usefixtures("_small")
 def test_command_writes_the_page_in_parts(tmp_path, capsys, monkeypatch):
     path = tmp_path / "measured" / "aot.md"
@@ -504,18 +608,20 @@ def test_command_writes_the_page_in_parts(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("option", "choice"),
+    ("options", "wrong", "choice"),
     [
-        ("--only nothing", "rmsprop"),
-        ("--trees nothing", "gpt2"),
-        ("--targets nothing", "v5e"),
-        ("--resume", "--out"),
+        ("--only nothing", "--only", "rmsprop"),
+        ("--trees nothing", "--trees", "gpt2"),
+        ("--targets nothing", "--targets", "v5e"),
+        ("--resume", "--resume", "--out"),
+        ("--sharded --only rmsprop", "--only", "lion8bit"),
+        ("--sharded --trees 600x768", "--trees", "2x4096x4096"),
     ],
 )
-def test_command_names_the_choices(option, choice, capsys):
+def test_command_names_the_choices(options, wrong, choice, capsys):
     with pytest.raises(SystemExit):
-        command.main(option.split())
-    assert option.split()[0] in (error := capsys.readouterr().err.splitlines()[-1])
+        command.main(options.split())
+    assert wrong in (error := capsys.readouterr().err.splitlines()[-1])
     assert choice in error
 
 
@@ -534,13 +640,52 @@ def test_the_page_says_what_is_a_lower_bound():
 
 
 LEAVES = ["4096x4096", "768x50257", "12x768x3072"]
-PAGE = Path(__file__).parent.parent / "docs" / "measured" / "aot.json"
+PAGES = Path(__file__).parent.parent / "docs" / "measured"
+PAGE, SHARDED = PAGES / "aot.json", PAGES / "aot-sharded.json"
+
+
+@pytest.mark.parametrize(
+    ("path", "table"), [(PAGE, _tables.ONE_DEVICE), (SHARDED, _tables.SHARDED)], ids=["one", "many"]
+)
+def test_the_page_is_what_was_measured(path, table):
+    rows = _results.load(path)
+    page = path.with_suffix(".md")
+    written = f"{table.command} --out docs/measured/{page.name}"
+    expected = _report.page(command._sorted(table, rows), written, about=table.page)
+    assert page.read_text(encoding="utf-8") == expected
+    wanted = command.keys(
+        table, list(table.optimizers), list(table.trees), table.targets, "float32"
+    )
+    assert set(wanted) == set(rows), "each row of the table is there, and no other"
+    assert not [row.key for row in rows.values() if row.failed]
+
+
+def test_split_steps_on_the_page_exchange_what_they_must():
+    rows = _results.load(SHARDED).values()
+    assert {row.case for row in rows} == set(aot.CASES)
+    for row in rows:
+        assert isinstance(row.report, aot.Report), row.key
+        found, case = row.report.exchanged_per_parameter, aot.CASES[row.case]
+        wanted = {}
+        if case.zero or (case.split and case.training):
+            # To train, a TPU gathers what it multiplies, and that in bfloat16.
+            narrow = case.split and row.target.startswith("v5e")
+            wanted["all-gather"] = 2 if narrow else 4
+        if case.training:
+            wanted["reduce-scatter" if case.split or case.zero else "all-reduce"] = 4
+        # Arrays of fewer than 4096 entries stay whole, and so do their gradients; what is left is
+        # of scales of rows that cross devices.
+        rest = 0.01 if case.training or row.optimizer == "lion8bit" else 0
+        summed = found.pop("all-reduce", 0)
+        assert summed == pytest.approx(wanted.pop("all-reduce", 0), abs=rest), row.key
+        assert found == pytest.approx(wanted, abs=0.01), row.key
 
 
 def test_eight_bits_on_the_page_reach_the_floor():
     rows = _results.load(PAGE).values()
     found = [row for row in rows if row.optimizer in ("adam8bit", "rmsprop8bit")]
-    assert {row.tree for row in found} >= set(LEAVES)
+    wanted = itertools.product([*LEAVES, "gpt2"], _tables.ONE_DEVICE.targets)
+    assert {(row.tree, row.target) for row in found} == set(wanted)
     for row in found:
         assert isinstance(row.report, aot.Report), row.key
         assert row.report.ratio <= 1.10, row.key
@@ -565,6 +710,21 @@ def compiled(optimizer, tree, target):
     return aot.measure_optimizer(aot.OPTIMIZERS[optimizer].make(), aot.TREES[tree](), target)
 
 
+@functools.cache
+def on_the_page():
+    return _results.load(PAGE)
+
+
+def is_on_the_page(report, optimizer, tree):
+    """A change of the program that nobody has measured shows here: compile the row anew."""
+    row = on_the_page()[optimizer, tree, report.target, "float32", ""]
+    columns = [name for name in _report.ONE_DEVICE.columns if "compile" not in name]
+    before, now = (
+        _report._cells(one, None, columns) for one in (row, dataclasses.replace(row, report=report))
+    )
+    return not row.fresh or before == now
+
+
 @pytest.mark.parametrize("target", needing("v5e", "v6e", "h100"))
 @pytest.mark.parametrize("tree", ["4096x4096", "gpt2"])
 @pytest.mark.parametrize(("optimizer", "floor"), [("adam", 28), ("rmsprop", 20)])
@@ -580,6 +740,7 @@ def test_the_engine_reaches_the_floor(optimizer, floor, tree, target):
     assert report.aliased >= (floor - 4) // 2 * report.parameters
     assert (report.program.conditionals, report.program.loops) == (0, ())
     assert report.program.between == 0
+    assert is_on_the_page(report, optimizer, tree)
 
 
 @pytest.mark.parametrize("target", needing("v5e", "v6e", "h100"))
@@ -597,6 +758,7 @@ def test_eight_bits_reach_the_floor(optimizer, tree, target):
     if tree != "gpt2" or target == "h100":
         assert report.temporaries < 1e6
     assert (report.program.conditionals, report.program.loops) == (0, ())
+    assert is_on_the_page(report, optimizer, tree)
 
 
 @pytest.mark.parametrize("target", needing("v5e", "h100"))
@@ -606,6 +768,7 @@ def test_codes_in_blocks_take_more_than_they_save(target):
     assert report.ratio > 1.3
     assert report.temporaries > 1e6
     assert report.program.kernels > 5
+    assert is_on_the_page(report, "blocked-adam8bit", "4096x4096")
 
 
 ROUNDINGS = {
@@ -697,6 +860,49 @@ def test_a_rare_branch_is_apart(target):
     assert report.program.conditionals == 1
     assert report.occasional_per_parameter >= 12
     assert report.bytes_per_parameter < 21
+
+
+@functools.cache
+def spread(optimizer, case, target):
+    aot.prepare()
+    tree = {name: jax.ShapeDtypeStruct((1024, 1024), jnp.float32) for name in ("a", "b")}
+    make = aot.OPTIMIZERS[optimizer].make
+    return aot.measure_sharded(make(), tree, target, aot.CASES[case])
+
+
+@pytest.mark.parametrize("target", needing("v5e:2x4", "h100:8"))
+@pytest.mark.parametrize("optimizer", ["adam", "adam8bit"])
+def test_fully_sharded_updates_exchange_nothing(optimizer, target):
+    report = spread(optimizer, "update, FSDP", target)
+    assert report.program.collectives == {}
+    floor = (28 if optimizer == "adam" else 16) / 8
+    assert report.floor_per_parameter == pytest.approx(floor, abs=1e-3)
+    assert report.ratio == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("target", needing("v5e:2x4", "h100:8"))
+@pytest.mark.parametrize("optimizer", ["adam", "adam8bit"])
+def test_zero_gathers_updates_and_no_more(optimizer, target):
+    report = spread(optimizer, "update, ZeRO-1", target)
+    assert report.state_per_parameter == pytest.approx(
+        (8 if optimizer == "adam" else 2) / 8, abs=1e-3
+    )
+    assert report.program.collectives.keys() == {"all-gather"}
+    assert report.program.exchanged["all-gather"] == 4 * report.parameters
+
+
+@pytest.mark.parametrize("target", needing("v5e:2x4", "h100:8"))
+def test_training_scatters_where_the_state_is_split(target):
+    per = {
+        case: spread("adam", case, target).exchanged_per_parameter
+        for case, how in aot.CASES.items()
+        if how.training
+    }
+    assert per["training, replicated"] == {"all-reduce": 4}
+    assert per["training, ZeRO-1"] == {"all-gather": 4, "reduce-scatter": 4}
+    # A TPU multiplies in bfloat16, and gathers parameters as such.
+    gathered = 2 if target.startswith("v5e") else 4
+    assert per["training, FSDP"] == {"all-gather": gathered, "reduce-scatter": 4}
 
 
 @pytest.mark.parametrize("target", needing("v5e:2x4", "h100:8"))

@@ -3,6 +3,7 @@
 No test here looks at how fast anything is.
 """
 
+import gc
 import json
 import math
 import sys
@@ -21,9 +22,11 @@ BOTH = {"adaptax", "optax"}
 
 @pytest.fixture(autouse=True)
 def _leave_jax_alone(monkeypatch):
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # the other tests' are kept
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # the other tests' are kept,
+    gc.freeze()  # and not searched for garbage before each measurement
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         yield
+    gc.unfreeze()
     jax.config.update("jax_enable_compilation_cache", True)
 
 

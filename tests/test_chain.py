@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from support import (
+    GRADS,
     assert_close,
     assert_same_bits,
     grads,
@@ -27,7 +28,8 @@ import adaptax
 from adaptax import interop
 
 MASK = {"b": False, "w": True}
-STEPS = [jax.tree.map(lambda g, i=i: (1 - 2 * (i % 2)) * g / (i + 1), grads()) for i in range(4)]
+SIZES = np.array([1, -1 / 2, 1 / 3, -1 / 4], np.float32)
+STEPS = [jax.tree.map(lambda g, size=size: jnp.asarray(size * g), GRADS) for size in SIZES]
 
 CHAINS: dict[str, list[Callable[[], Any]]] = {
     "leafwise": [

@@ -18,6 +18,8 @@ from adaptax import lowbit
 from adaptax.lowbit._codec import NEAREST, row_shape, rows, top_octave
 from adaptax.lowbit._dither import dither
 
+pytestmark = pytest.mark.optimized
+
 F32, F64 = np.float32, np.float64
 MAX, TINY = float(np.finfo(F32).max), float(np.finfo(F32).tiny)
 

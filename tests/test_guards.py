@@ -277,6 +277,7 @@ STORM: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("wrap", STORM.values(), ids=STORM.keys())
 @pytest.mark.parametrize("inner", [adaptax.adam, adaptax.rmsprop])
 def test_a_storm_of_nan_leaves_no_trace(wrap, inner):
@@ -299,6 +300,7 @@ def test_a_storm_of_nan_leaves_no_trace(wrap, inner):
     assert all_finite(p)
 
 
+@pytest.mark.optimized
 def test_dropped_windows_are_the_means_of_what_was_clean():
     steps = [spoiled(g) if t % 7 == 6 else g for t, g in enumerate(STEPS * 4)]
     clean = [g for t, g in enumerate(STEPS * 4) if t % 7 != 6]

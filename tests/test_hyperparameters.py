@@ -39,6 +39,7 @@ def make(entry: Any) -> Any:
 # As without
 
 
+@pytest.mark.optimized
 @entries
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_unchanged_hyperparameters_change_no_bit(entry, dtype):
@@ -51,6 +52,7 @@ def test_unchanged_hyperparameters_change_no_bit(entry, dtype):
     assert int(held.count) == len(steps)
 
 
+@pytest.mark.optimized
 def test_schedules_groups_and_chains_change_no_bit_either():
     wanted, _ = trajectory(GROUPED, params(), STEPS)
     got, state = trajectory(adjustable(GROUPED), params(), STEPS)

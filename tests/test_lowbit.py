@@ -22,6 +22,8 @@ from adaptax import lowbit
 from adaptax.lowbit import decode_state, encode_state, store
 from adaptax.lowbit._dither import dither
 
+pytestmark = pytest.mark.optimized
+
 F32, F64 = np.float32, np.float64
 SHAPE = (64, 64)  # as many entries as min_size
 

@@ -1,5 +1,7 @@
 """The quality harness: its problems are what they say, and its page says what was measured."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,40 @@ def test_the_page_judges_by_the_limit(tmp_path, variant):
     assert verdicts == expected
     page = _page.render(results, [variant], {})
     assert "| adam8bit | float32 | 8-bit state | 2 | 2.009 | 1.0045 ± 0.0000 |" in page
+    assert "seed by seed" not in page
+
+
+def test_the_page_shows_each_of_many_seeds(tmp_path, variant):
+    results = Results(tmp_path / "quality.json")
+    seeds = range(_page.USUAL + 1)
+    for c in _candidates.CANDIDATES:
+        finals = {"adam": [2.0] * 4, "adam8bit": [2.0, 2.1, 2.2, 1.9]}.get(c.name)
+        if finals is not None:
+            results.add(variant, c, adaptax.adam(0.1), seeds, list(map(outcome, finals)))
+    page = _page.render(results, [variant], {})
+    assert page.count("seed by seed") == 1
+    assert "`adam8bit`, seed by seed: 1.0000, 1.0500, 1.1000, 0.9500.\n" in page
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "quality.md"
+
+
+def test_the_page_is_what_was_measured():
+    problems = {v.problem for v in _suite.variants()}
+    figures = {p: f"quality-{p}.png" for p in problems}
+    results = Results(PAGE.with_suffix(".json"))
+    assert PAGE.read_text("utf-8") == _page.render(results, _suite.variants(), figures)
+    assert all((PAGE.parent / name).exists() for name in figures.values())
+
+
+def test_what_the_page_promises_of_8_bits():
+    results = Results(PAGE.with_suffix(".json"))
+    (digits, char) = (v for v in _suite.variants() if v.problem in _candidates.TRAINING)
+    for variant in (digits, char):
+        found = {line.candidate.name: line for line in _page.lines(results, variant)}
+        for name in ("adam8bit", "rmsprop8bit"):
+            assert found[name].verdict == "holds", (variant.problem, name)
+        assert found["adam, plain"].verdict == "ABOVE", "what the wrappers are for"
 
 
 def test_the_command_trains_and_writes_the_page(tmp_path, capsys, monkeypatch):

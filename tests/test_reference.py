@@ -1,9 +1,11 @@
 """Trajectories against the float64 references: updates and every leaf of the state."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from cases import CASES, KINDS, Case, Trajectory, cases
@@ -13,6 +15,14 @@ from adaptax.catalog import CATALOG
 
 STEPS = 25
 ROUNDING = {jnp.bfloat16.dtype: 2.0**-8, np.dtype(np.float16): 2.0**-11}
+
+
+@pytest.fixture(autouse=True)
+def annotations_are_not_checked() -> Iterator[None]:
+    """In the twenty thousand updates here; the other tests check them for every optimizer."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def follow(
@@ -70,12 +80,14 @@ def test_float64_follows_the_reference(case: Case, kind: str, x64: None) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @cases(lambda case: case.has_reference)
+@pytest.mark.optimized
 def test_float32_follows_the_reference(case: Case, kind: str) -> None:
     params = case.params_as(np.float32)
     follow(case, Trajectory(params, np.float32, STEPS, kind), case.rtol32)
 
 
 @cases(lambda case: case.has_reference)
+@pytest.mark.optimized
 def test_float32_follows_the_reference_far_from_one(case: Case) -> None:
     for scale in case.scales:
         trajectory = Trajectory(case.params_as(np.float32), np.float32, STEPS, scale=scale)

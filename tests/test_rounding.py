@@ -24,6 +24,8 @@ from adaptax.lowbit._compiled import missing
 from adaptax.lowbit._dither import dither
 from adaptax.lowbit._rounding import leaf_seed
 
+pytestmark = pytest.mark.optimized
+
 F32 = np.float32
 BF16, F16 = ml_dtypes.bfloat16, np.float16
 

@@ -347,6 +347,7 @@ def trained(tx: Any, jit: bool = True) -> Any:
     return out
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize(("make", "alike"), INNER.values(), ids=INNER.keys())
 def test_a_probe_changes_nothing(make, alike, jit):

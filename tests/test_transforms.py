@@ -27,6 +27,22 @@ def run(case: Case, tx: Any, state: Any, steps: list[tuple[Any, Any]], update: A
     return out, state
 
 
+def scan(tx: Any, state: Any, stacked: Any) -> Any:
+    """Likewise, in one loop of jax, of steps and updates that are stacked."""
+
+    def step(state: Any, inputs: Any) -> Any:
+        grads, params = inputs
+        updates, state = tx.update(grads, state, params)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, state, stacked)
+    return updates, state
+
+
+def stack(trees: Any) -> Any:
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
 def steps_of(case: Case, dtype: Any = np.float32, steps: int = STEPS) -> list[tuple[Any, Any]]:
     """(gradients, parameters) for each step."""
     trajectory = Trajectory(case.params_as(dtype), dtype, steps)
@@ -40,14 +56,7 @@ def test_jit_and_scan_do_what_a_loop_does(case: Case) -> None:
     tx, steps = case.make(), steps_of(case)
     state = tx.init(steps[0][1])
     looped, last = run(case, tx, state, steps)
-
-    def step(state: Any, inputs: Any) -> Any:
-        grads, params = inputs
-        updates, state = tx.update(grads, state, params)
-        return state, updates
-
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *steps)
-    scanned_last, scanned = jax.jit(lambda s, xs: jax.lax.scan(step, s, xs))(state, stacked)
+    scanned, scanned_last = jax.jit(partial(scan, tx))(state, stack(steps))
     for t, updates in enumerate(looped):
         one = jax.tree.map(lambda x, t=t: x[t], scanned)
         assert_trees_close(one, updates, case.rtol32, f"{case.name}, step {t + 1}, update")
@@ -79,10 +88,9 @@ def test_vmap_over_stacked_transformations_is_a_loop_over_each_number(case: Case
     steps = steps_of(case, steps=2)
 
     def outcome(tx: Any) -> Any:
-        return run(case, tx, tx.init(steps[0][1]), steps)
+        return scan(tx, tx.init(steps[0][1]), stack(steps))
 
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *settings)
-    mapped = jax.jit(jax.vmap(outcome))(stacked)
+    mapped = jax.jit(jax.vmap(outcome))(stack(settings))
     chex.clear_trace_counter()
     one_by_one = jax.jit(chex.assert_max_traces(outcome, n=1))
     names = ["nothing", *paths(settings[0])]

@@ -234,7 +234,9 @@ def run(
     counts = tuple(o.count for o in operands)
     scalars, layout = jax.tree.flatten(tuple((o.numbers, o.shared) for o in operands))
     scalars = _packed(scalars)
-    if not any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
+    if any(isinstance(leaf, Tracer) for leaf in trees.leaves[:1]):
+        scalars = _apart(scalars)  # once, instead of in each leaf's copy of its kernel
+    else:
         scalars = jax.device_put(scalars)  # once, instead of at each leaf's dispatch
     whole = updates if params is None else params  # params have leaves where updates have None
     specs = [None if k.per_leaf is None else k.per_leaf(whole) for k in links]
@@ -280,7 +282,7 @@ def _share(rows: list[Any], together: Together) -> list[Any]:
 
 
 def _packed(scalars: list[Any]) -> Any:
-    """Scalars as one vector: one operand to dispatch, and one constant to lower, for each leaf."""
+    """Scalars as one vector: one operand to dispatch for each leaf."""
     dtype = jnp.result_type(float)
     if all(isinstance(x, float) for x in scalars):
         return np.asarray(scalars, dtype)
@@ -290,6 +292,11 @@ def _packed(scalars: list[Any]) -> Any:
 @jax.jit
 def _stack(scalars: tuple[Any, ...]) -> Any:
     return jnp.stack(scalars)
+
+
+@functools.partial(jax.jit, inline=True)
+def _apart(scalars: Any) -> list[Any]:
+    return list(jnp.unstack(scalars))
 
 
 def _next_state(link: Leafwise, state: Any, operands: Operands, slots: dict[str, Any]) -> Any:
@@ -328,7 +335,8 @@ def kernel(
 ) -> Callable[..., Any]:
     """The jitted function that takes one leaf through the rules of all links.
 
-    `layout` says which of the packed scalars is what; `specs` and `dtype` are the leaf's.
+    `layout` says which of the scalars, a vector or a list, is what; `specs` and `dtype` are the
+    leaf's.
     """
 
     def leaf(counts: Any, scalars: Any, g: Any, p: Any, slots: Any) -> Any:
@@ -336,7 +344,8 @@ def kernel(
         if not all(jnp.issubdtype(x.dtype, jnp.inexact) and x.shape == g.shape for x in arrays):
             raise _checks.LeafError
         real = compute_dtype(*(x.dtype for x in jax.tree.leaves((g, p, slots))))
-        named = layout.unflatten(jnp.unstack(scalars.astype(real)))
+        every = scalars if isinstance(scalars, list) else jnp.unstack(scalars)
+        named = layout.unflatten([x.astype(real) for x in every])
         u, p = widen(g, real), None if p is None else widen(p, real)
         rest, new = list(slots), []
         for structure, spec, count, (numbers, shared) in zip(

@@ -191,4 +191,4 @@ def total(f: Any, updates: Any, *others: Any, where: str = "update") -> Any:
         for g, *rest in zip(trees.leaves, *trees.columns, strict=True)
         if g is not None and not is_float0(g)
     ]
-    return sum(terms, jnp.zeros((), real))
+    return _numerics.fold(jnp.sum, terms) if terms else jnp.zeros((), real)

@@ -38,9 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select(only: Sequence[str] | None) -> list[Benchmark]:
-    """The benchmarks of these names; "step" or "step-*" stands for all that begin so."""
+    """The benchmarks of these names; "step" or "step-*" stands for all that begin so.
+
+    None stands for all that are not slow.
+    """
     if not only:
-        return list(SUITE)
+        return [benchmark for benchmark in SUITE if not benchmark.slow]
     return [
         benchmark
         for benchmark in SUITE
@@ -86,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure adaptax beside optax and torch, in turn, in one process.",
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="benchmarks, or the beginnings of their names"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="benchmarks, or the beginnings of their names (default: all but long)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all samples there")
     parser.add_argument("--quick", action="store_true", help="small problems: does it run?")

@@ -1,20 +1,16 @@
 """The benchmarks: each measures adaptax beside optax (and torch) and returns rows."""
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _accuracy, _probe, _problems, _sweep
+from . import _accuracy, _long, _probe, _problems, _sweep
 from ._problems import Library
 from ._timing import Measurement, Row, Settings, interleave, stopwatch
 
@@ -24,10 +20,11 @@ NO_TORCH = "torch is not installed"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A name to select it by, and a function that runs it."""
+    """A name to select it by, and a function that runs it; a slow one runs only if named."""
 
     name: str
     run: Callable[[Settings], list[Row]]
+    slow: bool = False
 
 
 def trace(settings: Settings, leaves: int) -> list[Row]:
@@ -200,25 +197,13 @@ def triad(settings: Settings) -> list[Row]:
 
 def imports(settings: Settings) -> list[Row]:
     """What the import adds to that of jax and jax.numpy, each sample in a new process."""
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
 
     def measurement(module: str) -> Measurement:
         code = (
             "import time, jax, jax.numpy; t = time.perf_counter(); "
             f"import {module}; print(time.perf_counter() - t)"
         )
-
-        def measure() -> float:
-            command = [sys.executable, "-c", code]
-            done = subprocess.run(
-                command, env=environment, check=True, capture_output=True, text=True
-            )
-            return float(done.stdout)
-
-        return measure
+        return lambda: float(_long.in_new_process(code))
 
     measurements = {library.name: measurement(library.name) for library in _problems.libraries()}
     samples = interleave(measurements, settings.few, settings.tick)
@@ -241,6 +226,15 @@ SUITE: tuple[Benchmark, ...] = (
         Benchmark(f"ulp-{optimizer}-{b2:g}", partial(_accuracy.ulp, optimizer=optimizer, b2=b2))
         for optimizer in ("adam", "adamw", "rmsprop")
         for b2 in (0.999, 0.9999)
+    ),
+    *(
+        Benchmark(f"long-{optimizer}-{what}", partial(run, optimizer=optimizer), slow=True)
+        for optimizer in ("adamw", "rmsprop")
+        for what, run in (
+            ("trace", _long.trace),
+            ("eager", _long.eager),
+            *((f"compile-{n}", partial(_long.compilation, leaves=n)) for n in (1000, 2500, 10_000)),
+        )
     ),
 )
 """All benchmarks, in the order in which they run."""

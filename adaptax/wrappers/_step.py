@@ -9,13 +9,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from .._core import Node, OptState, Updates, _checks, _tree
+from .._core import Node, OptState, Updates, _checks, _numerics, _tree
 
 
 @jax.jit
 def _finite(arrays: Sequence[Any]) -> Any:
     flags = [jnp.all(jnp.isfinite(x)) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(flags)) if flags else jnp.array(True)
+    return _numerics.fold(jnp.all, flags) if flags else jnp.array(True)
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

@@ -9,6 +9,9 @@ from ._measure import measure as measure
 from ._measure import measure_optimizer as measure_optimizer
 from ._program import Program as Program
 from ._program import read as read
+from ._sharded import CASES as CASES
+from ._sharded import Case as Case
+from ._sharded import measure_sharded as measure_sharded
 from ._subjects import OPTIMIZERS as OPTIMIZERS
 from ._subjects import TREES as TREES
 from ._subjects import Subject as Subject

@@ -28,7 +28,7 @@ class Report:
         parameters: The number of parameters.
         leaves: The number of arrays that hold them.
         state: The size of the optimizer's state.
-        floor: The least that a step can move, from `floor`.
+        floor: The least that a step can move, from `floor`; 0 if most of it is not the optimizer's.
         program: What the compiled program does.
         arguments: The arguments' memory.
         outputs: The results' memory, with what they share with arguments.
@@ -81,7 +81,12 @@ class Report:
     @property
     def ratio(self) -> float:
         """Bytes read and written over the floor."""
-        return self.program.bytes / self.floor
+        return self.program.bytes / self.floor if self.floor else math.inf
+
+    @property
+    def exchanged_per_parameter(self) -> dict[str, float]:
+        """What collectives gather or sum, by kind, over the number of parameters."""
+        return {kind: n / self.parameters for kind, n in self.program.exchanged.items()}
 
     @property
     def fusions_per_leaf(self) -> float:
@@ -97,10 +102,11 @@ def floor(params: Any, state: Any, grads: Any) -> int:
         state: The optimizer state's.
         grads: The gradients'.
     """
-    return 2 * (_size(params) + _size(state)) + _size(grads)
+    return 2 * (size(params) + size(state)) + size(grads)
 
 
-def _size(tree: Any) -> int:
+def size(tree: Any) -> int:
+    """The bytes of arrays; of those with a sharding, one device's part."""
     return sum(map(_bytes, jax.tree.leaves(tree)))
 
 
@@ -160,7 +166,7 @@ def measure(
         target=target,
         parameters=parameters,
         leaves=len(jax.tree.leaves(avals[0])),
-        state=_size(avals[1]),
+        state=size(avals[1]),
         floor=floor(*avals),
         program=read(text, Target.named(target).main),
         arguments=memory.argument_size_in_bytes,

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._hlo import Computation, Instruction, Module, Shape, flat, parse
@@ -37,6 +37,7 @@ _COLLECTIVES = (
     "reduce-scatter",
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -63,9 +64,11 @@ class Program:
         kernels: All kernels with such an array: fusions, single operations, custom calls.
         scalars: Kernels without one.
         copies: Asynchronous copies, of whole arrays and of slices.
-        collectives: The collective operations by kind, each channel once.
+        collectives: The collective operations by kind.
         loops: How often each loop turns; None where the text does not say.
         conditionals: The number of conditionals.
+        exchanged: By kind, the bytes of the arrays that collective operations gather, sum or
+            exchange, whole; what goes over the links follows from the algorithm.
     """
 
     read: int
@@ -82,6 +85,7 @@ class Program:
     collectives: Mapping[str, int]
     loops: tuple[int | None, ...]
     conditionals: int
+    exchanged: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -107,6 +111,7 @@ def read(text: str, main: Collection[int] = (0,)) -> Program:
     on_arrays = [i for c, i in executed if _is_kernel(i) and _has_array(c, i)]
     unestimated = sum(_CYCLES.search(i.attributes) is None for i in on_arrays)
     estimated = any(_CYCLES.search(i.attributes) for i in kernels)
+    collectives = _collectives(module)
     return Program(
         read=cost.read,
         written=cost.written,
@@ -119,9 +124,10 @@ def read(text: str, main: Collection[int] = (0,)) -> Program:
         kernels=len(on_arrays),
         scalars=len(kernels) - len(on_arrays),
         copies=sum(i.op in _COPIES for _, i in executed),
-        collectives=_collectives(module),
+        collectives={kind: len(each) for kind, each in collectives.items()},
         loops=tuple(trips(module, c, i) for c, i in executed if i.op == "while"),
         conditionals=sum(i.op == "conditional" for _, i in executed),
+        exchanged={kind: sum(each) for kind, each in collectives.items()},
     )
 
 
@@ -195,20 +201,27 @@ def _returned(computation: Computation) -> Iterator[tuple[str, int | None]]:
             yield name, index
 
 
-def _collectives(module: Module) -> dict[str, int]:
-    """By kind, each channel once: the halves of an asynchronous one share it."""
-    seen: dict[str, set[str]] = {}
+def _collectives(module: Module) -> dict[str, list[int]]:
+    """By kind the bytes of each collective."""
+    executed = {computation.name for computation, _ in _executed(module, module.entry)}
+    found: dict[str, dict[str, int]] = {}
     for computation in module.computations.values():
         for i in computation:
             kind = i.op.removesuffix("-start")
             if kind not in _COLLECTIVES:
                 continue
+            own = f"{computation.name}/{i.name}"
             # A TPU writes a reduce-scatter as an all-reduce inside such a fusion.
             if computation.name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            channel = i.attribute("channel_id") or f"{computation.name}/{i.name}"
-            seen.setdefault(kind, set()).add(channel)
-    return {kind: len(seen[kind]) for kind in sorted(seen)}
+            elif computation.name not in executed:
+                # Inside of kernels it writes it once for each of the kernels that it runs beside.
+                chain = _CHAIN.search(i.attributes)
+                own = f"{i.attribute('channel_id') or own} {chain and chain[1]}"
+            parts = [s for name in i.operands for s in computation[name].shapes]
+            whole = max(sum(s.bytes for s in side) for side in (parts, _unwrapped(i)[1]))
+            found.setdefault(kind, {}).setdefault(own, whole)
+    return {kind: list(found[kind].values()) for kind in sorted(found)}
 
 
 def trips(module: Module, computation: Computation, loop: Instruction) -> int | None:

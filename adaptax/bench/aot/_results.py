@@ -14,12 +14,12 @@ from ._program import Program
 BASELINE = "adam"  # what estimated cycles are relative to, in float32
 _PACKAGES = ("jax", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
 
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One optimizer on one tree for one target.
+    """One optimizer on one tree for one target, on several devices in one way.
 
     Attributes:
         optimizer: Its name.
@@ -28,6 +28,7 @@ class Row:
         dtype: Of the parameters and gradients.
         report: What was measured, or why it did not compile.
         versions: What compiled it.
+        case: How the step is spread over several devices.
     """
 
     optimizer: str
@@ -36,16 +37,22 @@ class Row:
     dtype: str
     report: Report | str
     versions: str = ""
+    case: str = ""
 
     @property
     def key(self) -> Key:
         """What tells it from other rows."""
-        return self.optimizer, self.tree, self.target, self.dtype
+        return self.optimizer, self.tree, self.target, self.dtype, self.case
 
     @property
     def failed(self) -> bool:
         """Whether it did not compile."""
         return isinstance(self.report, str)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it compiled, with the compilers that are installed."""
+        return not self.failed and set(versions().split(", ")) <= set(self.versions.split(", "))
 
 
 Rows = dict[Key, Row]
@@ -64,7 +71,7 @@ def versions() -> str:
 
 def relative(row: Row, rows: Mapping[Key, Row]) -> float | None:
     """Estimated cycles over those of float32 Adam; None where there is no estimate."""
-    baseline = rows.get((BASELINE, row.tree, row.target, "float32"))
+    baseline = rows.get((BASELINE, row.tree, row.target, "float32", ""))
     if baseline is None or isinstance(baseline.report, str) or isinstance(row.report, str):
         return None
     mine, base = row.report.program.cycles, baseline.report.program.cycles
@@ -88,6 +95,8 @@ def load(path: Path) -> Rows:
 
 def _plain(row: Row) -> dict[str, Any]:
     plain = dataclasses.asdict(row)
+    if not row.case:
+        del plain["case"]
     if not row.failed:
         del plain["report"]["text"]
     return plain

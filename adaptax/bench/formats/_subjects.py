@@ -26,7 +26,7 @@ class Subject:
         reference: What the distances of the table of decades are counted from.
         unit: That reference, where it does not follow from the data.
         round_trip: What becomes of numbers; `nu` are the second moments beside them.
-        numbers: All positive numbers that it has with a reference of 1 (its unit), ascending.
+        positive: Makes `numbers`, which takes a second for all formats.
         bytes: Of an entry, scales included, in an array of 4096 x 4096.
         source: Where a published one is from.
     """
@@ -35,10 +35,15 @@ class Subject:
     slot: str
     reference: str
     round_trip: RoundTrip
-    numbers: np.ndarray
+    positive: Callable[[], np.ndarray]
     bytes: float
     unit: float = 1.0
     source: str = ""
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """All positive numbers that it has with a reference of 1 (its unit), ascending."""
+        return self.positive()
 
     @property
     def octaves(self) -> float:
@@ -90,19 +95,20 @@ def _ours(codec: Codec, slot: str, reference: str, unit: float = 1.0) -> Subject
 
     fields = ("root_of=None", "middle=-26", "block=256")  # defaults, which go without saying
     name = functools.reduce(lambda name, field: name.replace(field, ""), fields, repr(codec))
-    return Subject(name, slot, reference, round_trip, _numbers(codec), _size(codec), unit)
+    numbers = functools.partial(_numbers, codec)
+    return Subject(name, slot, reference, round_trip, numbers, _size(codec), unit)
 
 
 def _published(
     name: str, slot: str, values: np.ndarray, block: int, scale_bytes: int, source: str,
-    bits: int = 8, root: bool = False,
+    bits: int = 8, via: Callable[[Any], Any] = np.asarray,
 ) -> Subject:  # fmt: skip
     """A published format: the nearest of some values, times the largest magnitude of a block.
 
-    With `root`, the nearest in the square root.
+    The nearest after `via`, which grows.
     """
     ascending = np.unique(values.astype(np.float64))
-    at = np.sqrt(ascending) if root else ascending
+    at = via(ascending)
     middles = (at[1:] + at[:-1]) / 2
 
     def round_trip(x: np.ndarray, nu: np.ndarray) -> np.ndarray:
@@ -110,16 +116,20 @@ def _published(
         blocks = x.astype(np.float64).reshape(-1, block)
         scale = np.abs(blocks).max(1, keepdims=True)
         y = blocks / np.where(scale > 0, scale, 1)
-        place = np.searchsorted(middles, np.sqrt(y) if root else y)
+        place = np.searchsorted(middles, via(y))
         return (ascending[place] * scale).reshape(x.shape)
 
     positive = ascending[ascending > 0]
     size = bits / 8 + scale_bytes / block
-    return Subject(name, slot, BLOCK, round_trip, positive, size, source=source)
+    return Subject(name, slot, BLOCK, round_trip, lambda: positive, size, source=source)
+
+
+def _companded(x: Any) -> Any:
+    return 2 * x / (1 + np.abs(x))
 
 
 def _flash_mu() -> np.ndarray:
-    z = np.arange(-127, 128) / 127  # of z = 2x / (1 + |x|)
+    z = np.arange(-127, 128) / 127
     return z / (2 - np.abs(z))
 
 
@@ -137,7 +147,7 @@ SUBJECTS: tuple[Subject, ...] = (
     _ours(lowbit.fp8_e5m2(), "mu", ROW),
     _ours(lowbit.bf16(), "mu", "1"),
     _ours(lowbit.int4(), "mu", ROOT),
-    _published("m", "mu", _flash_mu(), 32, 2, _FLASH),
+    _published("m", "mu", _flash_mu(), 32, 2, _FLASH, via=_companded),
     _published(
         "m", "mu",
         np.concatenate([-_TORCHAO, [0.0], _TORCHAO, [1.0]]), 128, 4, "torchao's 4 bits", bits=4,
@@ -151,7 +161,7 @@ SUBJECTS: tuple[Subject, ...] = (
     _ours(lowbit.fp8_e5m2(), "nu", ROW),
     _ours(lowbit.bf16(), "nu", "1"),
     _ours(lowbit.uint4(), "nu", ROW),
-    _published("ν", "nu", (np.arange(256) / 255) ** 2, 32, 2, _FLASH, root=True),
+    _published("ν", "nu", (np.arange(256) / 255) ** 2, 32, 2, _FLASH, via=np.sqrt),
     _published(
         "ν", "nu", np.linspace(0, 1, 17)[1:], 128, 4, "torchao's 4 bits", bits=4
     ),

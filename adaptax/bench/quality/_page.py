@@ -58,10 +58,13 @@ A low-precision optimizer and its baseline start from the same parameters and se
 mini-batches and noise, at the same learning rate. On the two networks it was chosen in float32 on
 one seed, about the best of a coarse grid. The *ratio* is the final loss over the baseline's: a
 mean over seeds, paired by seed, with its standard error. It holds where it is within the limit,
-on either side. The rows *chance* start from parameters that
+on either side; where the error reaches over the limit, other seeds may say otherwise. Where rows
+have different numbers of seeds, only ratios compare. The rows *chance* start from parameters that
 differ by a relative 1e-7 or 1e-3: what rounding alone, and what another path to the same place,
 does to the end.
 """
+USUAL = 3
+"""Seeds; of a candidate with more, the page shows each."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,23 @@ class Line:
     """A candidate on a variant of a problem."""
 
     candidate: Candidate
-    seeds: int
+    ratios: tuple[float, ...]
     loss: float
     ratio: float
     error: float
     area: float
     decades: tuple[float, ...]
     limit: float | None
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is compared with itself."""
+        return self.candidate.name == self.candidate.baseline
+
+    @property
+    def seeds(self) -> int:
+        """On how many seeds."""
+        return len(self.ratios)
 
     @property
     def verdict(self) -> str:
@@ -110,7 +123,8 @@ def lines(results: Results, variant: Variant) -> Iterator[Line]:
         ratio, error = compare(final, baseline)
         limit = LIMITS.get(candidate.group, {}).get(variant.problem)
         area = compare(*columns("area"))[0]
-        yield Line(candidate, len(seeds), float(final.mean()), ratio, error, area, decades, limit)
+        ratios = tuple((final / baseline).tolist())
+        yield Line(candidate, ratios, float(final.mean()), ratio, error, area, decades, limit)
 
 
 def render(results: Results, variants: Sequence[Variant], figures: dict[str, str]) -> str:
@@ -128,7 +142,13 @@ def render(results: Results, variants: Sequence[Variant], figures: dict[str, str
             rates = ", ".join(f"{rate:g} ({name})" for name, rate in variant.learning_rates.items())
             where = f"{variant.name[0].upper()}{variant.name[1:]}. " if variant.name else ""
             parts.append(f"{where}Learning rate {rates}.\n\n{_table(found)}\n")
+            parts += [_by_seed(line) for line in found if line.seeds > USUAL and not line.baseline]
     return "\n".join(parts)
+
+
+def _by_seed(line: Line) -> str:
+    ratios = ", ".join(f"{ratio:.4f}" for ratio in line.ratios)
+    return f"The ratios of `{line.candidate.name}`, seed by seed: {ratios}.\n"
 
 
 def write(page: Path, text: str) -> None:
@@ -145,7 +165,6 @@ def _table(found: Sequence[Line]) -> str:
     rows = [head, ["---"] * 3 + ["---:"] * (len(head) - 4) + ["---"]]
     for line in found:
         one = line.candidate
-        is_baseline = one.name == one.baseline
         error = "" if np.isnan(line.error) else f" ± {line.error:.4f}"
         # What a decade is worth next to its own noise is of use in the worst direction only.
         ends = [f"{line.decades[i]:.3f}" for i in (0, -1)] if line.decades else ["", ""]
@@ -156,9 +175,9 @@ def _table(found: Sequence[Line]) -> str:
                 one.group if one.group not in (FLOAT32, CHANCE) else f"*{one.group}*",
                 str(line.seeds),
                 f"{line.loss:.5g}",
-                "1" if is_baseline else f"{line.ratio:.4f}{error}",
-                *((["1", "1"] if is_baseline else ends) if decades else []),
-                "1" if is_baseline else f"{line.area:.4f}",
+                "1" if line.baseline else f"{line.ratio:.4f}{error}",
+                *((["1", "1"] if line.baseline else ends) if decades else []),
+                "1" if line.baseline else f"{line.area:.4f}",
                 "" if line.limit is None else f"{100 * line.limit:g} %",
                 line.verdict,
             ]
