@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from support import (
+    GRADS,
     Traced,
     assert_close,
     assert_same_bits,
@@ -226,7 +227,7 @@ def test_agreement_of_signs_is_over_the_entries_with_a_gradient():
 def slots(tx: Any, **options: Any) -> dict[str, float]:
     p, g = tree(1), tree(2)
     with optax_rules():
-        u, state = tx.update(g, tx.init(p), p)
+        u, state = jax.jit(tx.update)(g, tx.init(p), p)
         return flat(measure(u, p, state, gradients=g, **options))
 
 
@@ -325,7 +326,7 @@ def test_eps_is_the_one_that_is_set_now():
 
 # the probe
 
-STEPS = [jax.tree.map(lambda g, i=i: g * (i - 3.5), grads()) for i in range(7)]
+STEPS = [jax.tree.map(lambda g, i=i: jnp.asarray(g * np.float32(i - 3.5)), GRADS) for i in range(7)]
 # A transformation, and whether XLA rounds it alike with a conditional beside it.
 INNER: dict[str, Any] = {
     "adam": (lambda: adaptax.adam(0.1), True),
@@ -429,9 +430,12 @@ def test_it_is_traced_once_and_works_under_vmap():
         _, state = update(g, state, params())
     assert f.times == 1
     rates = jnp.array([0.1, 0.2])
-    states = jax.vmap(lambda rate: probe(adaptax.adam(rate), 2).init(params()))(rates)
-    step = jax.vmap(lambda rate, s: probe(adaptax.adam(rate), 2).update(STEPS[0], s, params()))
-    _, states = step(rates, states)
+
+    def step(rate: Any) -> Any:
+        tx = probe(adaptax.adam(rate), 2)
+        return tx.update(STEPS[0], tx.init(params()), params())
+
+    _, states = jax.jit(jax.vmap(step))(rates)
     both = latest(states).of("total")["update_rms"]
     np.testing.assert_allclose(both[1] / both[0], 2.0, 1e-5)
 

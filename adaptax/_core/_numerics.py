@@ -123,7 +123,8 @@ def fold(reduce: Callable[[Any], Any], scalars: Sequence[Any]) -> Any:
     """The sum (or all, or any) of a scalar of each leaf, one or more.
 
     64 at a time, behind barriers. Of a plain sum XLA makes a chain, and then one kernel with all
-    that the scalars are computed from: for 4000 leaves it takes ten minutes to compile.
+    that the scalars are computed from. For the norm of 400 leaves it took 6 s to compile, for
+    that of 1600 leaves 76 s.
     """
     while len(scalars) > 1:
         stacks = [jnp.stack(scalars[i : i + 64]) for i in range(0, len(scalars), 64)]
