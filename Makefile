@@ -53,7 +53,7 @@ pytest: $(TEST_STAMP)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --unoptimized
 	@echo "== pytest, compiled with all optimizations"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m optimized
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m optimized $$(grep -l mark.optimized tests/*.py)
 
 docs: $(TEST_STAMP)  ## Build the documentation in docs/_build/html
 	@echo "== documentation"

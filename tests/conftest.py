@@ -1,5 +1,6 @@
 """What all tests share: eight CPU devices, strict promotion, fixed keys."""
 
+import gc
 import os
 
 # Before jax makes its backend.
@@ -44,6 +45,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("optimized")]
         items[:] = [item for item in items if not item.get_closest_marker("optimized")]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_search_for_old_garbage() -> None:
+    """What the modules before have left, jax's programs mostly, is not searched in this one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

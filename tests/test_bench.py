@@ -3,7 +3,6 @@
 No test here looks at how fast anything is.
 """
 
-import gc
 import json
 import math
 import sys
@@ -22,11 +21,9 @@ BOTH = {"adaptax", "optax"}
 
 @pytest.fixture(autouse=True)
 def _leave_jax_alone(monkeypatch):
-    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # the other tests' are kept,
-    gc.freeze()  # and not searched for garbage before each measurement
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # the other tests' are kept
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         yield
-    gc.unfreeze()
     jax.config.update("jax_enable_compilation_cache", True)
 
 
