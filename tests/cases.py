@@ -458,7 +458,16 @@ CASES = (
         params=batched,
         elementwise=False,
         needs_params=True,
-        in_optax=False,  # ours multiplies the decay by the learning rate
+    ),
+    Case(
+        "adafactor_scaled_decay",
+        adaptax.adafactor,
+        {"learning_rate": _DECAYING, "weight_decay_rate": 0.05},
+        {**_FACTORED, "scale_decay_by_rate": True},
+        params=batched,
+        elementwise=False,
+        needs_params=True,
+        in_optax=False,  # an option of ours
     ),
     Case(
         "adafactor_decay_mask",
@@ -468,7 +477,6 @@ CASES = (
         reference=where_masked(REFERENCES["adafactor"], _MASK, "weight_decay_rate"),
         elementwise=False,
         needs_params=True,
-        in_optax=False,  # likewise
     ),
     Case(
         "scale_by_factored_rms",

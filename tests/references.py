@@ -410,8 +410,9 @@ def _adafactor(
     weight_decay_rate: float | None = None,
     eps: float = 1e-30,
     factored: bool = True,
+    scale_decay_by_rate: bool = False,
 ) -> Any:
-    """Shazeer & Stern 2018, Algorithms 4 and 5, with means for sums; the decay of p is lr * wd."""
+    """Shazeer & Stern 2018, Algorithms 4 and 5, with means for sums; p decays by wd, or lr * wd."""
     lr = 1.0 if learning_rate is None else learning_rate
     beta2 = 1 - float(max(t - decay_offset, 1)) ** -decay_rate
     square = g**2 + eps
@@ -435,7 +436,7 @@ def _adafactor(
     if momentum is not None:
         d = ema = _average(ema, d, momentum)
     if weight_decay_rate is not None:
-        d = d + lr * weight_decay_rate * p
+        d = d + (lr if scale_decay_by_rate else 1.0) * weight_decay_rate * p
     return -d, v_row, v_col, v, ema
 
 

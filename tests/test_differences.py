@@ -33,12 +33,11 @@ def test_no_learning_rate_descends_with_rate_one(make):
     assert (jnp.sign(one_step(make(None), g)) == -jnp.sign(g)).all()
 
 
-def test_adafactor_decays_by_the_learning_rate_times_the_weight_decay():
+@pytest.mark.parametrize("rate", [0.1, lambda count: 0.1], ids=["number", "schedule"])
+def test_adafactor_can_multiply_its_decay_by_the_learning_rate(rate):
     g, p = jnp.zeros(3), jnp.full(3, 2.0)
-    step = one_step(adaptax.adafactor(0.1, weight_decay_rate=0.01), g, p)
-    np.testing.assert_allclose(step, -0.1 * 0.01 * p, rtol=1e-6)
-    scheduled = adaptax.adafactor(lambda count: 0.1, weight_decay_rate=0.01)
-    np.testing.assert_allclose(one_step(scheduled, g, p), step, rtol=1e-6)
+    tx = adaptax.adafactor(rate, weight_decay_rate=0.01, scale_decay_by_rate=True)
+    np.testing.assert_allclose(one_step(tx, g, p), -0.1 * 0.01 * p, rtol=1e-6)
 
 
 def test_adafactor_before_its_offset_steps_as_at_first():

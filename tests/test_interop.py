@@ -116,7 +116,8 @@ def test_states_of_wrappers_go_to_optax_and_back(name):
 
 def test_a_count_that_optax_does_not_have_is_that_of_the_rest():
     def composed(lib: Any) -> Any:
-        factored = lib.adafactor(lambda count: 0.1, weight_decay_rate=0.1)
+        scaled = {"scale_decay_by_rate": True} if lib is adaptax else {}  # its decay has a count
+        factored = lib.adafactor(lambda count: 0.1, weight_decay_rate=0.1, **scaled)
         return lib.named_chain(
             ("some", lib.masked(lib.trace(0.5), MASK)),
             ("all", lib.partition({"slow": factored, "fast": lib.sgd(0.1)}, label)),

@@ -120,3 +120,49 @@ def test_every_factory_of_the_table_is_compared() -> None:
     """The list of functions above is found by looking; it must not come out empty."""
     wanted = {case.factory.__name__ for case in CASES if case.in_optax}
     assert wanted <= set(FUNCTIONS)
+
+
+@cases(lambda case: case.in_optax and isinstance(case.numbers.get("learning_rate"), float))
+def test_a_negative_rate_ascends_as_with_optax(case: Case) -> None:
+    rate = -case.numbers["learning_rate"]
+    params = as_jax(case.params_as(np.float32))
+    ours = case.make(learning_rate=rate)
+    updates, _ = ours.update(params, ours.init(params), params)
+    with as_optax_wants():
+        theirs = theirs_of(case.factory.__name__)(
+            **{**case.numbers, **case.options, "learning_rate": rate}
+        )
+        wanted, _ = theirs.update(params, theirs.init(params), params)
+    assert_trees_close(updates, wanted, case.optax_rtol, case.name)
+
+
+# Numbers at the edge of what a function is for, which scripts give on purpose.
+ON_PURPOSE: dict[str, Callable[[Any], Any]] = {
+    "no clipping": lambda lib: lib.clip(np.inf),
+    "no clipping by norm": lambda lib: lib.clip_by_global_norm(np.inf),
+    "no clipping by blocks": lambda lib: lib.clip_by_block_rms(np.inf),
+    "no threshold": lambda lib: lib.adafactor(0.1, clipping_threshold=np.inf),
+    "all matrices factored": lambda lib: lib.adafactor(0.1, min_dim_size_to_factor=0),
+    "weights that grow": lambda lib: lib.adamw(0.1, weight_decay=-0.5),
+    "negative momentum": lambda lib: lib.sgd(0.1, momentum=-0.5),
+    "negative momentum of RMSprop": lambda lib: lib.rmsprop(0.1, momentum=-0.5),
+    "a trace that grows": lambda lib: lib.trace(1.5),
+    "float for a number of steps": lambda lib: lib.apply_every(2.0),
+    "float for a number of errors": lambda lib: lib.apply_if_finite(lib.sgd(0.1), 5.0),
+}
+
+
+@pytest.mark.parametrize("make", ON_PURPOSE.values(), ids=ON_PURPOSE)
+def test_numbers_that_scripts_give_on_purpose_mean_what_they_mean_in_optax(make: Any) -> None:
+    params = {"b": np.linspace(-1.0, 1.0, 4, dtype=np.float32), "w": np.eye(3, dtype=np.float32)}
+    updates = {}
+    for lib in (adaptax, optax):
+        tx = make(lib)
+        p, state = as_jax(params), tx.init(as_jax(params))
+        updates[lib] = []
+        for _ in range(3):
+            with as_optax_wants():
+                u, state = tx.update(as_jax(params), state, p)
+                p = optax.apply_updates(p, u)
+            updates[lib].append(u)
+    assert_trees_close(updates[adaptax], updates[optax], 2e-5, "update")

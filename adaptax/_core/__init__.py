@@ -46,6 +46,7 @@ from ._paths import path_names as path_names
 from ._tree import MaskedNode as MaskedNode
 from ._tree import global_norm as global_norm
 from ._types import ArrayTree as ArrayTree
+from ._types import Bound as Bound
 from ._types import Count as Count
 from ._types import DecayLike as DecayLike
 from ._types import DTypeLike as DTypeLike
@@ -56,6 +57,7 @@ from ._types import NonNegative as NonNegative
 from ._types import OptState as OptState
 from ._types import Params as Params
 from ._types import Positive as Positive
+from ._types import PositiveBound as PositiveBound
 from ._types import Real as Real
 from ._types import ScalarLike as ScalarLike
 from ._types import ScalarOrSchedule as ScalarOrSchedule

@@ -16,11 +16,10 @@ def wrong_kind(function: str, name: str, wanted: str, value: Any) -> TypeError:
     return TypeError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
 
 
-def out_of_range(function: str, name: str, interval: str, value: Any, hint: str = "") -> ValueError:
+def out_of_range(function: str, name: str, interval: str, value: Any) -> ValueError:
     """An argument of the right type outside its range."""
     verb = "be" if interval.startswith("one of") else "lie in"
-    hint = f" {hint}" if hint else ""
-    return ValueError(f"{function}: {name} must {verb} {interval}, got {_show(value)}.{hint}")
+    return ValueError(f"{function}: {name} must {verb} {interval}, got {_show(value)}.")
 
 
 def bad_call(function: str, problem: str) -> TypeError:

@@ -45,7 +45,6 @@ class Number(Kind):
 
     interval: str
     decay: bool = False
-    hint: str = ""
     numeric = True
 
     def canonical(self, function: str, name: str, value: Any) -> Any:
@@ -62,7 +61,7 @@ class Number(Kind):
         except OverflowError:  # a Python int beyond the floats
             inside = False
         if not inside:
-            raise _checks.out_of_range(function, name, self.interval, value, self.hint)
+            raise _checks.out_of_range(function, name, self.interval, value)
         if not isinstance(value, jax.Array) and np.ndim(value) == 0:
             return float(value)
         return jnp.asarray(value)
@@ -153,8 +152,9 @@ class StaticInt(Kind):
     def canonical(self, function: str, name: str, value: Any) -> int:
         if isinstance(value, bool | np.bool_ | Tracer):
             raise _checks.wrong_kind(function, name, "a concrete integer", value)
+        whole = isinstance(value, float | np.floating) and float(value).is_integer()
         try:
-            number = operator.index(value)
+            number = int(value) if whole else operator.index(value)
         except TypeError:
             raise _checks.wrong_kind(function, name, "a concrete integer", value) from None
         if self.least is not None and number < self.least:

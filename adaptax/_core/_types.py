@@ -25,10 +25,9 @@ DecayLike = Annotated[Any, Number("[0, 1)", decay=True)]
 NonNegative = Annotated[Any, Number("[0, inf)")]
 Positive = Annotated[Any, Number("(0, inf)")]
 Real = Annotated[Any, Number("(-inf, inf)")]
-LearningRate = Annotated[
-    Any,
-    Number("[0, inf)", hint="To ascend, use scale_by_learning_rate(..., flip_sign=False)."),
-]
+LearningRate = Real  # a negative one ascends
+Bound = Annotated[Any, Number("[0, inf]")]  # inf: no bound
+PositiveBound = Annotated[Any, Number("(0, inf]")]
 Count = Annotated[int, StaticInt(1)]
 DTypeLike = Annotated[Any, DType()]
 MaskLike: TypeAlias = ArrayTree | Callable[[Params], ArrayTree]

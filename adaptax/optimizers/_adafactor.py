@@ -1,7 +1,7 @@
 """Adafactor: the second moments of a matrix from their row and column means."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,6 @@ from jaxtyping import Array, Int
 
 from .._core import (
     ArrayTree,
-    Count,
     DecayLike,
     DTypeLike,
     EmptyState,
@@ -18,7 +17,7 @@ from .._core import (
     LearningRate,
     MaskLike,
     NonNegative,
-    Positive,
+    PositiveBound,
     Real,
     Slot,
     abs_sq,
@@ -28,14 +27,18 @@ from .._core import (
     masked,
     transformation,
 )
+from .._core._kinds import StaticInt
 from ..transforms import (
     WeightDecaySchedule,
+    add_decayed_weights,
     clip_by_block_rms,
     ema,
     scale,
     scale_by_learning_rate,
     scale_by_param_block_rms,
 )
+
+Size = Annotated[int, StaticInt(0)]
 
 
 class FactoredState(NamedTuple):
@@ -64,7 +67,7 @@ def scale_by_factored_rms(
     factored: bool = True,
     decay_rate: NonNegative = 0.8,
     step_offset: Real = 0,
-    min_dim_size_to_factor: Count = 128,
+    min_dim_size_to_factor: Size = 128,
     epsilon: NonNegative = 1e-30,
     decay_rate_fn: Callable[[Any, Any], Any] = _power_decay,
 ) -> Leafwise:
@@ -142,7 +145,7 @@ def scale_by_factored_rms(
 
 @transformation
 def _add_scaled_decay(weight_decay: Real, learning_rate: LearningRate) -> Leafwise:
-    """u = g + αλp: the place in the chain is after the learning rate, so the decay brings it."""
+    """u = g + αλp: this link comes after the learning rate, so it multiplies by α itself."""
     scheduled = any(map(callable, (weight_decay, learning_rate)))
     return leafwise(
         lambda t, g, p: g + (weight_decay * learning_rate) * p,
@@ -154,17 +157,19 @@ def _add_scaled_decay(weight_decay: Real, learning_rate: LearningRate) -> Leafwi
 @transformation
 def adafactor(
     learning_rate: LearningRate | None = None,
-    min_dim_size_to_factor: Count = 128,
+    min_dim_size_to_factor: Size = 128,
     decay_rate: NonNegative = 0.8,
     decay_offset: Real = 0,
     multiply_by_parameter_scale: bool = True,
-    clipping_threshold: Positive | None = 1.0,
+    clipping_threshold: PositiveBound | None = 1.0,
     momentum: DecayLike | None = None,
     dtype_momentum: DTypeLike = jnp.float32,
     weight_decay_rate: Real | None = None,
     eps: NonNegative = 1e-30,
     factored: bool = True,
     weight_decay_mask: MaskLike | None = None,
+    *,
+    scale_decay_by_rate: bool = False,
 ) -> GradientTransformation:
     r"""Adafactor: adaptive steps in memory of n + m for an n × m matrix.
 
@@ -172,26 +177,27 @@ def adafactor(
 
         \begin{aligned}
         \hat U &= U / \max(1, \operatorname{RMS}(U) / d) \\
-        w &:= w - \alpha \bigl(\max(\operatorname{RMS}(w), 10^{-3})\, \hat U + \lambda w\bigr)
+        w &:= w - \alpha \max(\operatorname{RMS}(w), 10^{-3})\, \hat U - \lambda w
         \end{aligned}
 
     with U from `scale_by_factored_rms`, for each leaf w; with momentum the product of α, scale
-    and Û is averaged. The decay is decoupled, multiplied by the learning rate, as in AdamW and
-    PyTorch; optax does not multiply it.
+    and Û is averaged. The weight decay is not multiplied by the learning rate, as in optax;
+    `scale_decay_by_rate=True` multiplies it: -αλw, as in AdamW and in PyTorch's Adafactor.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule; None stands for 1.
+        learning_rate: α, a number or a schedule; None stands for 1.
         min_dim_size_to_factor: The least size of the second largest axis of a factored leaf.
         decay_rate: c >= 0, of the decay 1 - t^-c.
         decay_offset: The step at which t counts 1.
         multiply_by_parameter_scale: Multiply by max(RMS(w), 1e-3).
-        clipping_threshold: d > 0; None for no clipping.
+        clipping_threshold: d, in (0, inf]; None for no clipping.
         momentum: The decay of an average of the steps (`ema` without debiasing); None for none.
         dtype_momentum: The dtype of that average.
         weight_decay_rate: λ, a number or a schedule; None for none.
         eps: ε >= 0, added to g².
         factored: False keeps full second moments.
         weight_decay_mask: Which parameters decay; see `add_decayed_weights`.
+        scale_decay_by_rate: Multiply the decay by the learning rate.
 
     Raises:
         ValueError: A number lies outside its range; at `update`, params are missing.
@@ -210,7 +216,9 @@ def adafactor(
     if momentum is not None:
         links.append(ema(momentum, debias=False, accumulator_dtype=dtype_momentum))
     if weight_decay_rate is not None:
-        rate = 1.0 if learning_rate is None else learning_rate
-        decay = _add_scaled_decay(weight_decay_rate, rate)
+        if scale_decay_by_rate and learning_rate is not None:
+            decay = _add_scaled_decay(weight_decay_rate, learning_rate)
+        else:
+            decay = add_decayed_weights(weight_decay_rate)
         links.append(decay if weight_decay_mask is None else masked(decay, weight_decay_mask))
     return chain(*links, scale(-1.0))

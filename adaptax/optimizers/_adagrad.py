@@ -68,7 +68,7 @@ def adagrad(
     """Adagrad: steps that shrink in each coordinate with its gradients; see `scale_by_rss`.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         initial_accumulator_value: The initial sum of squares, >= 0.
         eps: ε >= 0, inside the root.
 

@@ -124,7 +124,7 @@ def adam(
     `scale_by_adam` has the details.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
         eps: ε >= 0, outside the root.
@@ -175,7 +175,7 @@ def adamw(
     and optax; the paper multiplies it by the schedule's factor alone).
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
         eps: ε >= 0, outside the root.

@@ -66,7 +66,7 @@ def adamax(
     """Adamax: Adam in the infinity norm; see `scale_by_adamax`.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule. PyTorch's default is 2e-3.
+        learning_rate: α, a number or a schedule. PyTorch's default is 2e-3.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
         eps: ε >= 0, in the unit of g.
@@ -89,7 +89,7 @@ def adamaxw(
     """`adamax` with the decoupled weight decay of `adamw`.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
         eps: ε >= 0, in the unit of g.

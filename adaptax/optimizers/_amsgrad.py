@@ -120,7 +120,7 @@ def amsgrad(
     """AMSGrad: `adam` with a divisor that never shrinks; see `scale_by_amsgrad`.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
         eps: ε >= 0, outside the root.

@@ -37,7 +37,7 @@ def lamb(
     (`scale_by_trust_ratio`). State: two arrays a parameter.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         b1: β₁, in [0, 1).
         b2: β₂, in [0, 1).
         eps: ε >= 0, outside the root.

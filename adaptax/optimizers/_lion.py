@@ -104,7 +104,7 @@ def lion(
     times larger.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         b1: β₁, in [0, 1), of the step.
         b2: β₂, in [0, 1), of the memory.
         mu_dtype: The dtype in which μ is stored; None: the parameter's, float32 for 16 bits.

@@ -293,7 +293,7 @@ def muon(
     has None there takes AdamW. State: one array a matrix, two for other parameters.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         ns_coeffs: As in `scale_by_muon`, like the next three.
         ns_steps: Steps of the iteration.
         beta: β, in [0, 1).

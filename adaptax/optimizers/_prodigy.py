@@ -97,7 +97,7 @@ def prodigy(
     a parameter.
 
     Args:
-        learning_rate: γ, a number >= 0 or a schedule.
+        learning_rate: γ, a number or a schedule.
         betas: (β₁, β₂), in [0, 1).
         beta3: β₃, in [0, 1); None: √β₂.
         eps: ε >= 0, relative to d.

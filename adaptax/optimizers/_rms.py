@@ -12,6 +12,7 @@ from .._core import (
     Leafwise,
     LearningRate,
     NonNegative,
+    Real,
     Slot,
     abs_sq,
     average,
@@ -173,7 +174,7 @@ def rmsprop(
     initial_scale: NonNegative = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: NonNegative | None = None,
+    momentum: Real | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> GradientTransformation:
@@ -193,13 +194,13 @@ def rmsprop(
     has it before, which differs under a schedule).
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
+        learning_rate: α, a number or a schedule.
         decay: β, in [0, 1).
         eps: ε >= 0. PyTorch has it outside the root.
         initial_scale: The initial value of S, >= 0.
         eps_in_sqrt: Add ε inside the root.
         centered: Subtract the squared average gradient from S.
-        momentum: The decay of a `trace` of the steps, >= 0; None for none.
+        momentum: The decay of a `trace` of the steps; None for none.
         nesterov: Whether that trace looks ahead.
         bias_correction: Divide S by the weight seen so far.
 

@@ -4,7 +4,7 @@ from .._core import (
     DTypeLike,
     GradientTransformation,
     LearningRate,
-    NonNegative,
+    Real,
     chain,
     identity,
     transformation,
@@ -15,7 +15,7 @@ from ..transforms import scale_by_learning_rate, trace
 @transformation
 def sgd(
     learning_rate: LearningRate | None,
-    momentum: NonNegative | None = None,
+    momentum: Real | None = None,
     nesterov: bool = False,
     accumulator_dtype: DTypeLike | None = None,
 ) -> GradientTransformation:
@@ -29,8 +29,8 @@ def sgd(
     array a parameter with momentum.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule.
-        momentum: μ >= 0; None for none.
+        learning_rate: α, a number or a schedule.
+        momentum: μ; None for none.
         nesterov: Look one step ahead.
         accumulator_dtype: The dtype in which m is stored; None: the parameter's, float32 for
             16 bits.

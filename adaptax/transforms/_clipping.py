@@ -5,10 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._core import (
+    Bound,
     EmptyState,
     Leafwise,
-    NonNegative,
-    Positive,
+    PositiveBound,
     _tree,
     bounded,
     leafwise,
@@ -19,17 +19,17 @@ from .._core import (
 
 
 @transformation
-def clip(max_delta: NonNegative) -> Leafwise:
+def clip(max_delta: Bound) -> Leafwise:
     """Clip each entry to [-max_delta, max_delta]. NaN stays NaN.
 
     Args:
-        max_delta: The largest magnitude, >= 0, in the unit of the updates.
+        max_delta: The largest magnitude, in [0, inf], in the unit of the updates.
     """
     return leafwise(lambda t, g, p: jnp.clip(g, -max_delta, max_delta), EmptyState)
 
 
 @transformation
-def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
+def clip_by_global_norm(max_norm: Bound) -> Leafwise:
     r"""Shrink all updates together so that their 2-norm is at most :math:`c`.
 
     .. math::
@@ -46,7 +46,7 @@ def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
     so that it shows.
 
     Args:
-        max_norm: c >= 0, in the unit of the updates.
+        max_norm: c in [0, inf], in the unit of the updates; infinity does not clip.
 
     References:
         Pascanu et al., "On the difficulty of training recurrent neural networks", 2013,
@@ -68,11 +68,11 @@ def clip_by_global_norm(max_norm: NonNegative) -> Leafwise:
 
 
 @transformation
-def clip_by_block_rms(threshold: Positive) -> Leafwise:
+def clip_by_block_rms(threshold: PositiveBound) -> Leafwise:
     """Shrink each leaf's update so that its root mean square is at most the threshold.
 
     Args:
-        threshold: The largest root mean square, > 0, in the unit of the updates.
+        threshold: The largest root mean square, in (0, inf], in the unit of the updates.
 
     References:
         Shazeer & Stern, "Adafactor", 2018, arXiv:1804.04235, section 6.

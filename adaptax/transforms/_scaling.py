@@ -55,13 +55,13 @@ def scale_by_learning_rate(
     r"""Turn a direction into a step: multiply it by :math:`-\alpha`.
 
     Args:
-        learning_rate: α, a number >= 0 or a schedule of such; None stands for 1.
+        learning_rate: α, a number or a schedule; None stands for 1. A negative one ascends.
         flip_sign: False multiplies by +α, to ascend.
 
     State: a `ScaleByScheduleState` for a schedule, else an `EmptyState`.
 
     Raises:
-        ValueError: The learning rate is negative, infinite or NaN.
+        ValueError: The learning rate is infinite or NaN.
     """
     sign = -1.0 if flip_sign else 1.0
     if learning_rate is None:

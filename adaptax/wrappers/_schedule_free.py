@@ -126,7 +126,7 @@ def schedule_free(
 
     Args:
         base_optimizer: What makes u of the gradients, with the learning rate in it.
-        learning_rate: α, the base's, a number >= 0 or a schedule with a warm-up; for the weights.
+        learning_rate: α, the base's, a number or a schedule with a warm-up; for the weights.
         b1: β, in [0, 1]; 0 averages the base's iterates without a say in its training, 1 takes
             the gradients at the average.
         weight_lr_power: r >= 0, how the weight in the average grows with the learning rate.
