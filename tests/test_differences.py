@@ -1,11 +1,23 @@
 """The rows of docs/differences.md: what adaptax does where optax does another thing."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import adaptax
+
+PAGE = Path(__file__).parents[1] / "docs" / "differences.md"
+
+
+def test_each_row_of_the_page_says_why():
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    reasons = {row.rstrip(" |").rpartition("| ")[2] for row in rows[1:]}
+    assert len(rows) > 40
+    assert reasons == set(re.findall(r"^- \*(.*)\*:", PAGE.read_text(), re.MULTILINE))
 
 
 def one_step(tx, g, p=None):
@@ -19,6 +31,30 @@ def test_second_moments_of_bfloat16_parameters_move():
     g = jnp.ones(1, jnp.bfloat16)
     state, _ = jax.lax.scan(lambda s, _: tx.update(g, s)[::-1], tx.init(g), length=2000)
     np.testing.assert_allclose(jax.tree.leaves(state)[0], 1 - 0.999**2000, rtol=1e-5)
+
+
+BF16 = jnp.bfloat16
+MOMENTUM = {
+    "mu": (adaptax.scale_by_adam(0.9, mu_dtype=BF16), lambda g, m: 0.9 * m + 0.1 * g),
+    "mu of lion": (adaptax.scale_by_lion(b2=0.9, mu_dtype=BF16), lambda g, m: 0.9 * m + 0.1 * g),
+    "ema": (adaptax.ema(0.9, accumulator_dtype=BF16), lambda g, m: 0.9 * m + 0.1 * g),
+    "trace": (adaptax.trace(0.9, accumulator_dtype=BF16), lambda g, m: 0.9 * m + g),
+}
+
+
+@pytest.mark.parametrize("tx, exact", MOMENTUM.values(), ids=MOMENTUM)
+@pytest.mark.parametrize("dtype", [jnp.float32, BF16])
+def test_momentum_in_bfloat16_is_rounded_once(tx, exact, dtype):
+    rng = np.random.default_rng(0)
+    state, m = tx.init(jnp.zeros(500, dtype)), np.zeros(500)
+    for _ in range(5):
+        g = jnp.asarray(rng.normal(size=500), dtype)
+        wanted = exact(np.asarray(g, np.float64), m)
+        _, state = tx.update(g, state)
+        (stored,) = (x for x in jax.tree.leaves(state) if x.dtype == BF16 and x.shape == (500,))
+        m = np.asarray(stored, np.float64)
+        half = 2.0**-9 * 2.0 ** np.ceil(np.log2(np.abs(wanted)))  # of a unit in the last place
+        assert (np.abs(m - wanted) <= 1.01 * half).all()
 
 
 @pytest.mark.parametrize("tx", [adaptax.adam(0.1), adaptax.rmsprop(0.1)], ids=repr)
