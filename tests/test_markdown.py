@@ -18,6 +18,17 @@ def blocks(page: Path) -> str:
     return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M))
 
 
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda p: p.name)
+def test_what_a_page_shows_is_public(page):
+    program = page.read_text("utf-8") if page.suffix == ".py" else blocks(page)
+    private = [line for line in program.splitlines() if re.search(r"\badaptax\S*\._[a-z]", line)]
+    private += re.findall(r"^from adaptax\S* import .*\b_[a-z]\w*", program, re.MULTILINE)
+    assert not private
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
 def test_python_of_the_page_runs(page):
     names: dict[str, object] = {}

@@ -144,7 +144,7 @@ def batch_shape(tree: Any, shape: Sequence[int] = ()) -> Any:
 
     Args:
         tree: A tree.
-        shape: The sizes of the new axes: a leaf of shape s becomes one of shape (*shape, *s).
+        shape: The sizes of the new axes: a leaf of shape s becomes one of shape `(*shape, *s)`.
     """
 
     def broadcast(x: Any) -> Any:
