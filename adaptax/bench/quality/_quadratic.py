@@ -108,7 +108,7 @@ def stationary(
         seeds: One run for each.
         steps: A multiple of `EVERY`.
         param_dtype: Of the parameters.
-        optimum: `w*` is uniform in ±[optimum, 2 optimum]; away from zero, 16-bit numbers are coarse.
+        optimum: `w*` is uniform in ±[optimum, 2 optimum]; 16-bit numbers are coarse there.
     """
     dims = SHAPES[shape]
     h = curvatures(layout, dims)
