@@ -110,8 +110,8 @@ def masked(inner: Transform, mask: MaskLike, *, mask_compatible_extra_args: bool
         inner: The transformation.
         mask: A path pattern, for the leaves whose names match it (see `by_path`): a glob such as
             `"*/kernel"` or `"!*/bias|*/scale"`, or a compiled regular expression. Or a tree of
-            bools with the structure of the parameters or a prefix of it, or a function that makes one
-            from the parameters (or the updates, where `update` is called without parameters).
+            bools with the structure of the parameters or a prefix of it, or a function that makes
+            one from the parameters (or the updates, where `update` is called without them).
         mask_compatible_extra_args: Mask those extra arguments, too, that have the structure of
             the updates.
 
