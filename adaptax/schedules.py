@@ -29,13 +29,14 @@ class _Scales(Number):
         if not isinstance(value, Mapping):
             raise _checks.wrong_kind(function, name, "a mapping of steps to factors", value)
         for step in value:
-            whole = isinstance(step, int | np.integer) or (
-                isinstance(step, float | np.floating) and float(step).is_integer()
-            )
-            if isinstance(step, bool) or not whole:
-                raise _checks.wrong_kind(function, f"a step of {name}", "a whole number", step)
-        canonical = super().canonical
-        return {int(k): canonical(function, f"{name}[{k}]", v) for k, v in sorted(value.items())}
+            real = isinstance(step, int | float | np.integer | np.floating)
+            if isinstance(step, bool) or not real or step != step:
+                raise _checks.wrong_kind(function, f"a step of {name}", "a number", step)
+        scales = {int(k) if float(k).is_integer() else float(k): v for k, v in value.items()}
+        return {
+            k: super(_Scales, self).canonical(function, f"{name}[{k}]", scales[k])
+            for k in sorted(scales)
+        }
 
     def prepare(self, value: Any) -> Any:
         return value
@@ -88,8 +89,13 @@ def _elapsed(count: Any, begin: Any) -> Any:
     return whole.astype(jnp.result_type(float)) + rest
 
 
+def _from_zero(step: Any) -> Any:
+    """The later of a step and 0; a Python number stays one."""
+    return max(step, 0.0) if isinstance(step, float) else jnp.maximum(step, 0)
+
+
 def _periods(count: Any, begin: Any, steps: Any) -> Any:
-    """How many periods of so many steps are over; exact where their length is a whole number."""
+    """How many periods of `steps` steps are over; exact where `steps` is a whole number."""
     since, (first, rest) = jnp.maximum(_since(count, begin)[0], 0), _first(steps)
     real = jnp.result_type(float)
     periods = jnp.floor(jnp.maximum(_elapsed(count, begin), 0) / jnp.where(steps > 0, steps, 1))
@@ -119,9 +125,9 @@ def constant_schedule(value: Real) -> Any:
 def polynomial_schedule(
     init_value: Real,
     end_value: Real,
-    power: Positive,
-    transition_steps: NonNegative,
-    transition_begin: NonNegative = 0,
+    power: NonNegative,
+    transition_steps: Real,
+    transition_begin: Real = 0,
 ) -> Any:
     r"""From one value to another along a power of the time.
 
@@ -133,9 +139,9 @@ def polynomial_schedule(
     Args:
         init_value: I.
         end_value: E.
-        power: P > 0.
-        transition_steps: T >= 0, in steps; 0 keeps I for ever.
-        transition_begin: B >= 0, in steps.
+        power: P >= 0.
+        transition_steps: T, in steps; 0 or less keeps I forever.
+        transition_begin: B, in steps; less than 0 counts as 0.
 
     >>> from adaptax import polynomial_schedule
     >>> float(polynomial_schedule(1.0, 0.0, power=2, transition_steps=10)(5))
@@ -143,7 +149,7 @@ def polynomial_schedule(
     """
 
     def at(count: Any) -> Any:
-        left = 1.0 - _progress(count, transition_begin, transition_steps)
+        left = 1.0 - _progress(count, _from_zero(transition_begin), transition_steps)
         return (init_value - end_value) * left**power + end_value
 
     return at
@@ -153,16 +159,16 @@ def polynomial_schedule(
 def linear_schedule(
     init_value: Real,
     end_value: Real,
-    transition_steps: NonNegative,
-    transition_begin: NonNegative = 0,
+    transition_steps: Real,
+    transition_begin: Real = 0,
 ) -> Any:
     """From one value to another along a line: `polynomial_schedule` with power 1.
 
     Args:
         init_value: The value before.
         end_value: The value after.
-        transition_steps: How many steps it takes, >= 0; 0 keeps the first value for ever.
-        transition_begin: The step at which it begins, >= 0.
+        transition_steps: How many steps it takes; 0 or less keeps the first value forever.
+        transition_begin: The step at which it begins; less than 0 counts as 0.
     """
     return polynomial_schedule(init_value, end_value, 1.0, transition_steps, transition_begin)
 
@@ -170,13 +176,13 @@ def linear_schedule(
 @schedule
 def exponential_decay(
     init_value: Real,
-    transition_steps: NonNegative,
+    transition_steps: Real,
     decay_rate: NonNegative,
-    transition_begin: NonNegative = 0,
+    transition_begin: Real = 0,
     staircase: bool = False,
     end_value: Real | None = None,
 ) -> Any:
-    r"""Multiply by a factor every so many steps.
+    r"""Multiply by a factor every T steps.
 
     .. math::
 
@@ -184,18 +190,19 @@ def exponential_decay(
 
     Args:
         init_value: I.
-        transition_steps: T >= 0, in steps; 0 keeps I for ever.
-        decay_rate: r >= 0; 0 keeps I for ever.
-        transition_begin: B >= 0, in steps.
+        transition_steps: T, in steps; 0 or less keeps I forever.
+        decay_rate: r >= 0; 0 keeps I forever.
+        transition_begin: B, in steps; less than 0 counts as 0.
         staircase: Round the exponent down to whole numbers.
         end_value: A bound: from below where r < 1, else from above.
     """
 
     def at(count: Any) -> Any:
+        begin = _from_zero(transition_begin)
         if staircase:
-            exponent = _periods(count, transition_begin, transition_steps)
+            exponent = _periods(count, begin, transition_steps)
         else:
-            elapsed = jnp.maximum(_elapsed(count, transition_begin), 0)
+            elapsed = jnp.maximum(_elapsed(count, begin), 0)
             exponent = elapsed / jnp.where(transition_steps > 0, transition_steps, 1)
         frozen = jnp.logical_or(transition_steps <= 0, decay_rate == 0)
         value = init_value * jnp.where(frozen, 1.0, decay_rate**exponent)
@@ -291,7 +298,7 @@ def piecewise_constant_schedule(
     Args:
         init_value: The value at the first step.
         boundaries_and_scales: `{step: factor}`: from this step on, the value is multiplied by the
-            factor, >= 0.
+            factor, >= 0. A step between two whole ones is reached with the later one.
     """
 
     def at(count: Any) -> Any:

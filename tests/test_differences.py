@@ -117,13 +117,6 @@ def test_second_moments_of_complex_parameters_are_real():
     assert state.mu.dtype == jnp.complex64 and state.nu.dtype == jnp.float32
 
 
-def test_a_schedule_refuses_to_begin_before_the_beginning():
-    frozen = adaptax.exponential_decay(0.5, 0, 0.9, end_value=0.1)
-    assert frozen(100) == 0.5
-    with pytest.raises(ValueError, match="transition_begin must lie in"):
-        adaptax.exponential_decay(0.5, 10, 0.9, transition_begin=-1)
-
-
 def test_integer_parameters_stay_as_they_are():
     params = {"n": jnp.array(3), "w": jnp.ones(2)}
     tx = adaptax.adam(0.1)

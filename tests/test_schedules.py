@@ -30,6 +30,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "linear, later": lambda lib: lib.linear_schedule(0.0, 3.0, 10, 5),
     "linear, no steps": lambda lib: lib.linear_schedule(0.5, 3.0, 0),
     "polynomial": lambda lib: lib.polynomial_schedule(1.0, 0.1, 2.5, 20, 3),
+    "linear, less than no steps": lambda lib: lib.linear_schedule(0.5, 3.0, -5),
+    "linear, from before the start": lambda lib: lib.linear_schedule(0.0, 3.0, 10, -5),
+    "polynomial, power 0": lambda lib: lib.polynomial_schedule(1.0, 0.1, 0, 20),
     "polynomial, no steps": lambda lib: lib.polynomial_schedule(1.0, 0.1, 2, 0, 3),
     "exponential": lambda lib: lib.exponential_decay(1.0, 7, 0.5),
     "exponential, staircase": lambda lib: lib.exponential_decay(1.0, 7, 0.5, staircase=True),
@@ -39,6 +42,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "exponential, no steps": lambda lib: lib.exponential_decay(1.0, 0, 0.5),
     "exponential, no decay": lambda lib: lib.exponential_decay(1.0, 5, 0.0),
     "exponential, no steps, bounded": lambda lib: lib.exponential_decay(1.0, 0, 0.5, end_value=2.0),
+    "exponential, less than no steps": lambda lib: lib.exponential_decay(1.0, -5, 0.5),
+    "exponential, from before the start": lambda lib: lib.exponential_decay(2.0, 7, 0.5, -5),
     "cosine": lambda lib: lib.cosine_decay_schedule(0.5, 20),
     "cosine, floor": lambda lib: lib.cosine_decay_schedule(0.5, 20, 0.1),
     "cosine, power": lambda lib: lib.cosine_decay_schedule(0.5, 20, 0.1, 2.0),
@@ -46,6 +51,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "warm-up to a floor": lambda lib: lib.warmup_cosine_decay_schedule(0.1, 1.0, 5, 25, 0.2, 1.5),
     "no warm-up": lambda lib: lib.warmup_cosine_decay_schedule(0.5, 1.0, 0, 25),
     "piecewise": lambda lib: lib.piecewise_constant_schedule(1.0, {20: 0.5, 10: 0.1, 5: 4.0}),
+    "piecewise, floats": lambda lib: lib.piecewise_constant_schedule(1.0, {5.0: 0.5, 11.7: 0.1}),
     "piecewise, one": lambda lib: lib.piecewise_constant_schedule(1.0),
     "joined": lambda lib: lib.join_schedules(
         [
