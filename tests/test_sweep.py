@@ -6,12 +6,15 @@ import io
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +27,8 @@ from support import Traced, assert_close, assert_same_bits, compilations
 
 import adaptax
 from adaptax import sweep
-from adaptax.sweep import _program, _progress, _train
+from adaptax.sweep import _program, _progress, _store, _train
+from adaptax.sweep._store import Store, claimed, digest
 from adaptax.sweep._train import Trainer
 
 ONE = jax.devices()[:1]
@@ -364,6 +368,91 @@ def test_one_diverged_seed_is_enough():
     assert np.isfinite(found.scores[:, 0]).all() and np.isinf(found.scores[:, 1]).all()
 
 
+REAL = {
+    "Python": (lambda x: 1.5, False),
+    "Python, 64 bits": (lambda x: 1.5, True),
+    "numpy": (lambda x: np.float64(1.5), False),
+    "16 bits": (lambda x: (0 * x + 1.5).astype(jnp.bfloat16), True),
+}
+
+
+@pytest.mark.parametrize(("make", "wide"), REAL.values(), ids=REAL.keys())
+def test_a_loss_or_a_score_may_be_any_real_number(make, wide):
+    with jax.enable_x64(wide):
+        found = run(loss=lambda p, batch: make(p["b"]), evaluate=lambda p: make(p["b"]), steps=2)
+        assert found.losses.dtype == (np.float64 if wide else np.float32)
+    assert np.all(found.losses == 1.5) and np.all(found.score == 1.5)
+
+
+LAST = 5
+
+
+def breaking(p, batch):
+    """A loss whose gradient is infinite where w[0] is 0 at one step, and which is finite."""
+    step, x, y = batch
+    root = jnp.sqrt(jnp.where(step == LAST, p["w"][0], 1.0))
+    return jnp.mean((x @ p["w"] - y) ** 2) + root
+
+
+def numbered(step):
+    return step, jnp.asarray(X)[step % 4], jnp.asarray(Y)[step % 4]
+
+
+BROKEN = {
+    "losses": {},
+    "a score": {"evaluate": lambda p: jnp.sum(p["b"]) + 2.0},
+    "pieces": {"batch_size": 2},
+    "seeds": {"seeds": 2, "params": lambda key: PARAMS},
+    "devices": {"devices": jax.devices()[:2]},
+    "a rung": {"steps": LAST + 4, "halving": sweep.halving([LAST + 1], keep=0.9)},
+}
+
+
+@pytest.mark.parametrize("arguments", BROKEN.values(), ids=BROKEN.keys())
+def test_parameters_that_the_last_step_broke_have_diverged(arguments):
+    rates = {"learning_rate": [0.0, 0.01, 0.0, 0.02]}
+    arguments = {"loss": breaking, "batches": numbered, "steps": LAST + 1, **arguments}
+    found = run(adaptax.sgd(0.1), rates, **arguments)
+    assert found.status.tolist() == ["diverged", "finished"] * 2
+    assert found.steps.tolist() == [LAST, arguments["steps"]] * 2
+    assert found.best.index in (1, 3) and set(found.order[:2]) == {1, 3}
+    assert np.isfinite(found.best.params["w"]).all()
+
+
+def test_the_best_may_have_diverged_in_its_last_step():
+    rates = {"learning_rate": [0.0] * 4}
+    lost = run(adaptax.sgd(0.1), rates, loss=breaking, batches=numbered, steps=LAST + 1)
+    assert lost.status.tolist() == ["diverged"] * 4
+    assert_same_bits(lost.best.params, jax.tree.map(jnp.asarray, PARAMS))  # before that step
+    assert np.isfinite(lost.best.score) and np.isfinite(lost.losses[:, LAST]).all()
+
+
+def test_parameters_that_were_broken_before_have_no_score():
+    def loss(p, batch):
+        return jnp.mean(p["w"] ** 2)  # b does not count, and overflows
+
+    tx = adaptax.chain(adaptax.add_decayed_weights(-1e30), adaptax.sgd(1.0))
+    params = {**PARAMS, "b": np.ones((), np.float32)}
+    found = run(tx, {"learning_rate": [1.0, 0.0]}, loss=loss, params=params, steps=6)
+    assert found.status.tolist() == ["diverged", "finished"]
+    assert found.score[0] == np.inf and np.isfinite(found.losses).all()
+
+
+def test_the_best_may_be_one_that_was_stopped():
+    def loss(p, batch):
+        step, x, y = batch
+        return jnp.where(step == 8, jnp.inf, 1.0) * loss_fn(p, (x, y))
+
+    rates = {"learning_rate": [0.01, 0.05, 0.02, 0.04, 0.03]}
+    halving = sweep.halving([3, 6], keep=0.5)
+    found = run(adaptax.sgd(0.1), rates, loss=loss, batches=numbered, steps=12, halving=halving)
+    assert sorted(found.steps) == [3, 3, 6, 8, 8]
+    assert (found.status == "diverged").sum() == 2
+    best = found.best
+    assert found.status[best.index] == "stopped" and found.steps[best.index] == 6
+    assert_close(best.params, alone(best.tx, PARAMS, 6)[0])
+
+
 def test_halving_saves_the_work(calls):
     rates = {"learning_rate": np.geomspace(1e-4, 1e4, 16)}
     whole = run(adaptax.sgd(0.1), rates, steps=40, batch_size=16)
@@ -416,6 +505,7 @@ def test_what_is_done_is_not_done_again(tmp_path, calls):
     plain = run(**(arguments | {"directory": None}))
     first = run(**arguments)
     assert sorted(p.name for p in arguments["directory"].iterdir()) == [
+        ".lock",
         *(f"rung0-{i}.npz" for i in range(3)),
         *(f"rung1-{i}.npz" for i in range(2)),
         "sweep.json",
@@ -524,7 +614,257 @@ def test_half_a_file_is_not_a_piece(tmp_path):
     first = run(directory=tmp_path)
     os.rename(tmp_path / "rung0-0.npz", tmp_path / ".rung0-0.npz.part")  # killed while writing
     assert_same(first, run(directory=tmp_path), rtol=0)
-    assert json.loads((tmp_path / "sweep.json").read_text())["format"] == 1
+    assert not list(tmp_path.glob(".*.part"))
+
+
+# Files that are damaged, or of something else
+
+ARRAYS = {"x": np.arange(4, dtype=np.float32), "lanes": np.arange(3), "span": np.array([0, 5])}
+PART = {name: ARRAYS[name] for name in ("lanes", "span")}
+
+
+def stored(directory, **request):
+    return Store("sweep.run", directory, lambda: {"steps": "5", **request})
+
+
+def test_a_bit_that_flips_anywhere_is_noticed(tmp_path):
+    stored(tmp_path).save("rung0-0", ARRAYS)
+    path = tmp_path / "rung0-0.npz"
+    whole = path.read_bytes()
+    unnoticed = 0
+    places = range(0, len(whole), 7)
+    for i in places:
+        data = bytearray(whole)
+        data[i] ^= 1 << (i % 8)
+        path.write_bytes(data)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = stored(tmp_path).load("rung0-0", PART)
+        if found is None:
+            (warning,) = caught
+            assert str(warning.message).startswith(f"sweep.run: {path} is damaged, or was written")
+            assert "are trained again" in str(warning.message)
+        else:  # a date, or what else a zip file has beside its contents
+            unnoticed += 1
+            assert not caught
+            for name, x in ARRAYS.items():
+                np.testing.assert_array_equal(found[name], x)
+    assert unnoticed < len(places) / 2
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "a bit": flipped,
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "nothing": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("not a piece\n"),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "an array": lambda path: path.write_bytes(array_file(np.save, np.arange(3))),
+    "no digest": lambda path: path.write_bytes(array_file(np.savez, **ARRAYS)),  # as once
+}
+
+
+def array_file(write, *arrays, **named):
+    file = io.BytesIO()
+    write(file, *arrays, **named)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def in_pieces(tmp_path_factory):
+    """A directory of three pieces, and the results."""
+    directory = tmp_path_factory.mktemp("pieces")
+    return directory, run(directory=directory, batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["rung0-1.npz", "sweep.json"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_what_is_damaged_is_made_again(damage, name, tmp_path, in_pieces, calls):
+    directory, whole = in_pieces
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / name)
+    text = rf"^sweep.run: {re.escape(str(tmp_path / name))} is damaged"
+    with pytest.warns(UserWarning, match=text) as caught:
+        again = run(directory=tmp_path, batch_size=2)
+    assert len(caught) == 1
+    assert sum(call.count for call in calls) == (12 if name.endswith("npz") else 0)
+    assert_same(whole, again, rtol=0)
+    calls.clear()
+    run(directory=tmp_path)
+    assert not calls
+
+
+@pytest.mark.parametrize("change", [{"steps": "6"}, {"x": "1"}], ids=["other", "more"])
+def test_a_piece_of_another_request_is_not_taken(change, tmp_path):
+    stored(tmp_path, **change).save("rung0-0", ARRAYS)
+    text = rf"{re.escape(str(tmp_path))}/rung0-0.npz is not a piece of this sweep; it is replaced"
+    with pytest.warns(UserWarning, match=text):
+        assert stored(tmp_path).load("rung0-0", PART) is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"lanes": np.arange(4)}, {"lanes": np.arange(1, 4)}, {"span": np.array([0, 6])}, {"y": 1}],
+)
+def test_a_piece_of_other_lanes_or_steps_is_not_taken(part, tmp_path):
+    stored(tmp_path).save("rung0-0", ARRAYS)
+    with pytest.warns(UserWarning, match=r"rung0-0.npz is not a piece of this sweep"):
+        assert stored(tmp_path).load("rung0-0", {**PART, **part}) is None
+    assert stored(tmp_path).load("rung0-0", PART) is not None
+
+
+def test_pieces_without_their_manifest_are_known_by_themselves(tmp_path, calls):
+    first = run(directory=tmp_path, batch_size=2)
+    for size, settings, taken in ((2, RATES, 3), (5, RATES, 0), (2, {"learning_rate": [0.5]}, 0)):
+        (tmp_path / "sweep.json").unlink()
+        calls.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = run(settings=settings, directory=tmp_path, batch_size=size)
+        assert len(caught) == (0 if taken else 1)
+        assert bool(calls) == (taken == 0)
+        if settings is RATES:
+            assert_same(first, found, rtol=1e-6)
+        else:
+            assert_same(run(settings=settings), found, rtol=0)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_sweep_of_another_version_is_refused(version, tmp_path):
+    manifest = {"format": version, "size": 5, "request": {"steps": "12"}}
+    if version > 1:
+        manifest["digest"] = digest(*manifest.items())
+    (tmp_path / "sweep.json").write_text(json.dumps(manifest))
+    (tmp_path / "rung0-0.npz").write_bytes(b"old")
+    match = (
+        rf"^sweep.run: directory must .* in format 2, got {re.escape(str(tmp_path))} with format"
+    )
+    with pytest.raises(
+        ValueError, match=rf"{match} {version}, of another version of adaptax\. Give"
+    ):
+        run(directory=tmp_path)
+    assert (tmp_path / "rung0-0.npz").read_bytes() == b"old"
+
+
+def test_keys_are_part_of_the_request(tmp_path):
+    def loss(key):
+        return lambda p, batch: jnp.mean((p["w"] - jax.random.normal(key, (3,))) ** 2)
+
+    for _ in range(2):
+        run(directory=tmp_path, loss=loss(jax.random.key(0)))
+    with pytest.raises(ValueError, match="loss_fn"):
+        run(directory=tmp_path, loss=loss(jax.random.key(1)))
+
+
+# Two in one directory
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write("process 7 on node")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_told(tmp_path):
+    match = (
+        rf"^sweep.run: directory must not be in use, got {re.escape(str(tmp_path))}, in which a "
+        r"sweep is running \(process 7 on node\)\. Wait until it ends, or give another directory\.$"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        with pytest.raises(RuntimeError, match=match):
+            run(directory=tmp_path)
+        process.kill()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    run(directory=tmp_path)  # what is killed holds nothing
+
+
+def test_a_second_sweep_in_this_process_is_told(tmp_path):
+    match = rf"\(process {os.getpid()} on "
+    with claimed("sweep.run", tmp_path), pytest.raises(RuntimeError, match=match):
+        run(directory=tmp_path)
+    for _ in range(2):  # errors let go of it, too
+        with pytest.raises(ValueError, match="another steps"):
+            run(directory=tmp_path)
+            run(directory=tmp_path, steps=13)
+    run(directory=tmp_path)
+
+
+def test_a_folder_that_can_only_be_read_has_its_results(tmp_path, monkeypatch):
+    first = run(directory=tmp_path)
+
+    def refused(path, mode="r", **rest):
+        if mode != "r" and mode != "rb":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, mode, **rest)
+
+    monkeypatch.setattr(_store, "open", refused, raising=False)
+    assert_same(first, run(directory=tmp_path), rtol=0)
+    with pytest.raises(PermissionError, match=re.escape(str(tmp_path / "new"))):
+        run(directory=tmp_path / "new")
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+def test_what_a_killed_process_left_is_removed(locks, tmp_path, monkeypatch):
+    left = tmp_path / ".rung0-0.npz.1234.part"
+    left.write_bytes(b"half")
+    if not locks:
+        monkeypatch.setattr(_store, "lock", lambda file, wait: None)
+    run(directory=tmp_path)
+    assert left.exists() is not locks  # without locks it may be one that is being written
+
+
+def test_writes_at_once_are_whole_where_there_are_no_locks(tmp_path):
+    errors = []
+
+    def work(i):
+        store = stored(tmp_path)
+        try:
+            for _ in range(10):
+                store.save("rung0-0", {**ARRAYS, "x": np.full(20000, i)})
+                found = store.load("rung0-0", PART)
+                assert found is not None and len(set(found["x"])) == 1
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [path.name for path in tmp_path.iterdir()] == ["rung0-0.npz"]
+
+
+@pytest.mark.parametrize("what", ["savez", "fsync"])
+def test_a_write_that_fails_leaves_the_older_file(what, tmp_path, monkeypatch):
+    store = stored(tmp_path)
+    store.save("rung0-0", ARRAYS)
+    before = (tmp_path / "rung0-0.npz").read_bytes()
+
+    def full(file, *args, **arrays):
+        if what == "savez":
+            file.write(b"begun")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((np, "savez") if what == "savez" else (os, "fsync")), full)
+    with pytest.raises(OSError, match="No space left"):
+        store.save("rung0-0", {**ARRAYS, "x": np.zeros(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["rung0-0.npz"]
+    assert (tmp_path / "rung0-0.npz").read_bytes() == before
 
 
 # Results
@@ -711,6 +1051,17 @@ BAD = {
     ),
     "params": (TypeError, r"params\['w'\] must be an array, got 'x'", {"params": {"w": "x"}}),
     "no params": (TypeError, r"params must be a function, or a tree of arrays", {"params": {}}),
+    "no path": (TypeError, r"directory must be a path, or None, got 3 \(int\)", {"directory": 3}),
+    "a file": (
+        ValueError,
+        r"sweep.run: directory must be a folder or new, got the file .*test_sweep.py",
+        {"directory": __file__},
+    ),
+    "an integer loss": (
+        TypeError,
+        r"loss_fn must return a real scalar, got int32\[\]",
+        {"loss": lambda p, batch: 1},
+    ),
 }
 
 

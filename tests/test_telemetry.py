@@ -5,14 +5,19 @@ import copy
 import json
 import pickle
 import re
+import resource
+import shutil
 import struct
+import threading
 from typing import Any
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import strategies as st
 from support import (
     GRADS,
     Traced,
@@ -28,6 +33,7 @@ from support import (
 import adaptax
 from adaptax import telemetry
 from adaptax.telemetry import Sample, flat, history, latest, measure, probe
+from adaptax.telemetry._sample import from_rows
 
 NAN = float("nan")
 
@@ -485,8 +491,20 @@ ERRORS: dict[str, Any] = {
         ),
         "probe: the second argument of update must be its state, that of the same parameters",
     ),
-    "none": (lambda: latest(adaptax.sgd(1.0).init(params())), r"latest: .* \(there are 0\)"),
-    "several": (lambda: history([probe(adaptax.sgd(1.0)).init({})] * 2), r"\(there are 2\)"),
+    "none": (
+        lambda: latest(adaptax.sgd(1.0).init(params())),
+        r"^latest: state must hold a ProbeState, got a tuple without one\. Samples are taken by tx "
+        r"= telemetry\.probe\(tx\): make the state with its init, and give the state that its",
+    ),
+    "nothing": (lambda: history(None), r"^history: state must hold a Probe.*, got a NoneType with"),
+    "a transformation": (
+        lambda: latest(probe(adaptax.sgd(1.0))),
+        r"^latest: state must hold a ProbeState, got a GradientTransformation without one",
+    ),
+    "several": (
+        lambda: history([probe(adaptax.sgd(1.0)).init({})] * 2),
+        r"^history: state must hold one ProbeState, got a list with 2\. Give the part of the state",
+    ),
     "stacked": (
         lambda: flat(probe(adaptax.sgd(1.0)).init(params()).samples),
         "flat: sample must be one sample",
@@ -572,15 +590,290 @@ def test_files_are_what_others_can_read(samples, tmp_path):
     assert record["total"]["update_norm"] == flat(samples[0])["total/update_norm"]
 
 
+def named(*names: str, step: int = 0, groups: Any = ()) -> Sample:
+    """A sample of leaves of some names."""
+    leaves = {name: {"norm": float(i), "rms": NAN} for i, name in enumerate(names)}
+    return from_rows(step, leaves, {g: {"norm": 1.5, "rms": 2.0} for g in groups}, leaves[names[0]])
+
+
+def assert_reads(path: Any, wanted: list[Sample]) -> None:
+    got = telemetry.read(path)
+    assert [int(s.step) for s in got] == [int(s.step) for s in wanted]
+    for one, other in zip(got, wanted, strict=True):
+        assert (one.leaves, one.groups) == (other.leaves, other.groups)
+        np.testing.assert_equal(flat(one), flat(other))
+
+
+both = pytest.mark.parametrize("kind", ["csv", "jsonl"])
+ODD = ["", "\r", "\n", "a\r\nb", '"', 'a"\n,"b', ",", " ", "\0", "\x1a", "\ud800", "\ud83d\ude00"]
+ODD += ["\U0001f600", "\u2028\x85", "ä/ö", "step,kind,name", "0,total,x", "nan", "leaf", "group"]
+
+
+@both
+@pytest.mark.parametrize("name", [*ODD, None], ids=[*map(ascii, ODD), "all"])
+def test_any_name_is_read_as_it_was(kind, name, tmp_path):
+    names = ODD if name is None else [name]
+    given = [named(*names, step=i, groups=[f"{n}*" for n in names]) for i in range(2)]
+    with sink_of(kind, tmp_path) as sink:
+        for sample in given:
+            sink(sample.step, sample)
+    assert_reads(sink.path, given)
+
+
+@both
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    names=st.lists(st.text(st.characters(), max_size=6), min_size=1, max_size=4, unique=True)
+)
+def test_any_names_are_read_as_they_were(kind, tmp_path_factory, names):
+    sample = named(*names)
+    with sink_of(kind, tmp_path_factory.getbasetemp() / "names") as sink:
+        sink(0, sample)
+    assert_reads(sink.path, [sample])
+
+
+@both
+def test_a_file_may_be_cut_anywhere(kind, tmp_path):
+    given = [named('a"\n,b', "ä", "w", step=i, groups=["g\n1,x"]) for i in range(4)]
+    with sink_of(kind, tmp_path) as sink:
+        ends = [0]
+        for sample in given:
+            sink(sample.step, sample)
+            ends.append(sink.path.stat().st_size)
+    whole = sink.path.read_bytes()
+    for cut in (*range(ends[1] + 2), *range(ends[1] + 2, ends[2], 5), ends[2]):
+        sink.path.write_bytes(whole[:cut])
+        done = 2 if cut == ends[2] else int(cut >= ends[1])
+        assert_reads(sink.path, given[:done])
+        with sink_of(kind, tmp_path, append=True) as again:
+            again(3, given[3])
+        assert_reads(sink.path, [*given[:done], given[3]])
+
+
+class Fails:
+    """A file on a full disk: it takes some bytes, and then no more."""
+
+    def __init__(self, file: Any, room: int, cut: bool):
+        self.file, self.room, self.cut = file, room, cut
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: Any) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken, self.room = self.file.write(data[: self.room]), 0
+        return taken
+
+    def truncate(self, size: int) -> None:
+        if not self.cut:
+            raise OSError(5, "Input/output error")
+        self.file.truncate(size)
+
+
+@both
+@pytest.mark.parametrize("cut", [True, False], ids=["cut at once", "cut later"])
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+@pytest.mark.parametrize("room", [0, 1, 30, 50])
+def test_a_write_that_fails_writes_nothing(room, first, cut, kind, tmp_path):
+    given = [named("a\nb", "w", step=i) for i in range(4)]
+    with sink_of(kind, tmp_path) as sink:
+        if not first:
+            sink(0, given[0])
+        file = sink._file
+        sink._file = Fails(file, room, cut)
+        with pytest.raises(OSError, match="No space left"):
+            sink(1, given[1])
+        sink._file = file
+        assert_reads(sink.path, given[: 0 if first else 1])
+        for i in (2, 3):
+            sink(i, given[i])
+    assert_reads(sink.path, given[2:] if first else [given[0], *given[2:]])
+
+
+@both
+def test_a_disk_that_is_full_for_a_while(kind, tmp_path):
+    """A limit of the system on the sizes of files: some of a sample is written, then none."""
+    given = [named("a\nb", "w", step=i) for i in range(30)]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    failed = []
+    with sink_of(kind, tmp_path) as sink:
+        for i, sample in enumerate(given):
+            size = 333 if i < 10 else 30 * 999
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+            try:
+                sink(i, sample)
+            except OSError:
+                failed.append(i)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert 0 < failed[0] < failed[-1] == 9
+    assert_reads(sink.path, [sample for i, sample in enumerate(given) if i not in failed])
+
+
+def renamed(path: Any) -> None:
+    path.rename(path.with_name("old"))
+
+
+def replaced(path: Any) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"")
+    other.rename(path)
+
+
+MOVES: dict[str, Any] = {
+    "deleted": lambda path: path.unlink(),
+    "deleted with its folder": lambda path: shutil.rmtree(path.parent),
+    "renamed": renamed,
+    "replaced": replaced,
+    "emptied": lambda path: path.write_bytes(b""),
+}
+
+
+@both
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES.keys())
+def test_a_file_that_is_gone_is_made_again(move, kind, tmp_path):
+    given = [named("w", step=i) for i in range(4)]
+    with sink_of(kind, tmp_path / "folder") as sink:
+        sink(0, given[0])
+        move(sink.path)
+        sink(1, given[1])
+        sink(2, given[2])
+        assert_reads(sink.path, given[1:3])
+        move(sink.path)
+        sink(3, given[3])
+    assert_reads(sink.path, given[3:])
+
+
+@both
+def test_several_sinks_append_to_one_file(kind, tmp_path):
+    sinks = [sink_of(kind, tmp_path, append=True) for _ in range(3)]  # before any header is there
+
+    def work(i: int) -> None:
+        for step in range(12):
+            sinks[i](100 * i + step, named("a\nb", "w"))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for sink in sinks:
+        sink.close()
+    steps = [int(s.step) for s in telemetry.read(sinks[0].path)]
+    assert sorted(steps) == [100 * i + step for i in range(3) for step in range(12)]
+    assert sinks[0].path.read_bytes().count(b"step,kind") == (1 if kind == "csv" else 0)
+
+
+def test_a_header_that_older_versions_wrote_twice_is_passed_over(tmp_path):
+    with sink_of("csv", tmp_path) as sink:
+        sink(0, named("w"))
+    sink.path.write_bytes(2 * sink.path.read_bytes())
+    assert_reads(sink.path, [named("w")] * 2)
+
+
+FOREIGN = {
+    "text": b"some notes, without an end",
+    "a table": b"epoch,loss\n1,0.5\n",
+    "of the other": {"csv": b'{"step": 0}\n', "jsonl": b"step,kind,name,norm,rms\n"},
+    "bytes": bytes(range(256)),
+}
+
+
+@both
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN.keys())
+def test_the_file_of_something_else_stays_as_it_is(content, kind, tmp_path):
+    content = content[kind] if isinstance(content, dict) else content
+    sink = sink_of(kind, tmp_path, append=True)
+    sink.path.write_bytes(content)
+    with sink, pytest.raises(ValueError, match=rf"^{type(sink).__name__}: path must be new or a f"):
+        sink(0, named("w"))
+    assert sink.path.read_bytes() == content
+
+
 def test_a_table_refuses_other_columns(samples, tmp_path):
-    with telemetry.CSVSink(tmp_path / "run.csv") as sink:
+    path = tmp_path / "run.csv"
+    with telemetry.CSVSink(path) as sink:
         sink(0, samples[0])
+    before = path.read_bytes()
     other = measure(params(), params(), previous=params())
+    match = (
+        rf"^CSVSink: the measures of a sample must be the columns of {re.escape(str(path))}: "
+        r"cosine is not in the file; mu_max is not in the sample; .*Give a new file\.$"
+    )
     with (
-        telemetry.CSVSink(tmp_path / "run.csv", append=True) as sink,
-        pytest.raises(TypeError, match="CSVSink: its state has the names"),
+        telemetry.CSVSink(path, append=True) as sink,
+        pytest.raises(ValueError, match=match),
     ):
         sink(1, other)
+    assert path.read_bytes() == before
+
+
+def line_of(kind: str, number: int, old: bytes, new: bytes) -> Any:
+    """Damage: something in one line is something else."""
+
+    def damage(data: bytes) -> bytes:
+        lines = data.split(b"\n")
+        assert old in lines[number - 1]
+        lines[number - 1] = lines[number - 1].replace(old, new, 1)
+        return b"\n".join(lines)
+
+    return kind, damage, number
+
+
+DAMAGED: dict[str, Any] = {
+    "header": line_of("csv", 1, b"step", b"stop"),
+    "kind": line_of("csv", 2, b"leaf", b"loaf"),
+    "step": line_of("csv", 3, b"0,", b"x,"),
+    "number": line_of("csv", 3, b"0.0", b"0.z"),
+    "columns": line_of("csv", 4, b",", b""),
+    "quotes": line_of("csv", 2, b"w", b'"w'),
+    "bytes": line_of("csv", 4, b"0", b"\xff"),
+    "no object": line_of("jsonl", 2, b'{"step": 1', b'["step", 1'),
+    "half": line_of("jsonl", 1, b'{"step": 0', b""),
+    "no total": line_of("jsonl", 1, b"total", b"tatol"),
+    "no rows": line_of("jsonl", 1, b'"leaf": {"w": {"norm": 0.0, "rms": null}}', b'"leaf": 3'),
+    "a measure": line_of("jsonl", 2, b"norm", b"form"),
+    "a number": line_of("jsonl", 2, b"0.0", b'"z"'),
+    "UTF-8": line_of("jsonl", 2, b"w", b"\xff"),
+    "a list": ("jsonl", lambda data: b"[]\n" + data, 1),
+}
+
+
+@pytest.mark.parametrize(("kind", "damage", "line"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_damage_before_the_end_is_named(kind, damage, line, tmp_path):
+    with sink_of(kind, tmp_path) as sink:
+        for step in range(3):
+            sink(step, named("w", step=step))
+    sink.path.write_bytes(damage(sink.path.read_bytes()))
+    match = rf"^read: line {line} of {re.escape(str(sink.path))} is damaged: .*\. Remove the lines"
+    with pytest.raises(ValueError, match=match):
+        telemetry.read(sink.path)
+
+
+def test_a_table_with_an_open_quote_is_not_cut(tmp_path):
+    with sink_of("csv", tmp_path) as sink:
+        for step in range(3):
+            sink(step, named("w"))
+    broken = sink.path.read_bytes().replace(b"w", b'"w', 1)
+    sink.path.write_bytes(broken)
+    with (
+        sink_of("csv", tmp_path, append=True) as sink,
+        pytest.raises(ValueError, match=r"^CSVSink: line 2 of .*run.csv is damaged"),
+    ):
+        sink(3, named("w"))
+    assert sink.path.read_bytes() == broken
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "tensorboard"])
+def test_a_sink_that_is_closed_says_so(kind, tmp_path):
+    make = telemetry.TensorBoardSink if kind == "tensorboard" else lambda path: sink_of(kind, path)
+    with make(tmp_path) as sink:
+        sink.close()
+    with pytest.raises(
+        ValueError, match=rf"^{type(sink).__name__}: the sink of .* is closed\. Make"
+    ):
+        sink(0, named("w"))
 
 
 def test_a_dict_sink_keeps_records(samples):
@@ -617,6 +910,47 @@ def test_tensorboard_reads_the_scalars(tmp_path):
     found = events(path)
     wanted = {k: v for k, v in flat(kept[-1]).items() if not np.isnan(v)}
     assert {tag: of[6] for tag, of in found.items()} == pytest.approx(wanted)
+
+
+def test_tensorboard_begins_another_file_after_one_that_is_gone(tmp_path):
+    with telemetry.TensorBoardSink(tmp_path / "run") as sink:
+        for step, move in enumerate([lambda: None, (tmp_path / "run").iterdir, lambda: None]):
+            for path in move() or ():
+                path.unlink()
+            sink(step, named("w"))
+        (path,) = (tmp_path / "run").iterdir()
+        assert set(events(path)["w/norm"]) == {1, 2}
+        shutil.rmtree(tmp_path / "run")
+        sink(3, named("w"))
+    (path,) = (tmp_path / "run").iterdir()
+    assert set(events(path)["w/norm"]) == {3}
+
+
+@pytest.mark.parametrize("what", ["write", "flush"])
+def test_tensorboard_begins_another_file_after_a_write_that_failed(what, tmp_path, monkeypatch):
+    from tensorboardX.record_writer import RecordWriter
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with telemetry.TensorBoardSink(tmp_path) as sink:
+        sink(0, named("w"))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(RecordWriter, what, full)
+            sink(1, named("w"))
+        for step in range(2, 40):
+            sink(step, named("w"))
+    first, second = sorted(map(events, tmp_path.iterdir()), key=lambda found: len(found["w/norm"]))
+    assert 0 in first["w/norm"] and set(second["w/norm"]) == set(range(2, 40))
+
+
+def test_tensorboard_takes_any_name(tmp_path):
+    with telemetry.TensorBoardSink(tmp_path) as sink:
+        sink(0, named(*ODD))
+    (path,) = tmp_path.iterdir()
+    wanted = {f"{n}/norm" if n else "norm": i for i, n in enumerate(ODD)} | {"total/norm": 0}
+    wanted = {n.encode("utf-8", "backslashreplace").decode(): x for n, x in wanted.items()}
+    assert {name: of[0] for name, of in events(path).items()} == wanted
 
 
 @pytest.mark.parametrize("package", ["tensorboardX", "matplotlib.figure"])

@@ -94,6 +94,46 @@ def other_request(where: str, directory: Any, parts: Sequence[str]) -> ValueErro
     )
 
 
+def other_format(where: str, directory: Any, there: Any, here: int) -> ValueError:
+    """A directory that another version of adaptax wrote."""
+    return ValueError(
+        f"{where}: directory must be new or hold pieces in format {here}, got {directory} with "
+        f"format {there}, of another version of adaptax. Give another directory, remove this one, "
+        "or finish the sweep with the version that began it."
+    )
+
+
+def not_a_folder(where: str, path: Any) -> ValueError:
+    """A file where a directory belongs."""
+    return ValueError(f"{where}: directory must be a folder or new, got the file {path}.")
+
+
+def in_use(where: str, directory: Any, by: str) -> RuntimeError:
+    """A directory in which another sweep is running."""
+    return RuntimeError(
+        f"{where}: directory must not be in use, got {directory}, in which a sweep is running "
+        f"({by or 'its process is unknown'}). Wait until it ends, or give another directory."
+    )
+
+
+def damaged_manifest(where: str, path: Any) -> str:
+    """A warning: what the sweep is can't be read."""
+    return f"{where}: {path} is damaged; it is written again."
+
+
+def damaged_piece(where: str, path: Any) -> str:
+    """A warning: a piece that is not what was written."""
+    return (
+        f"{where}: {path} is damaged, or was written by an older version of adaptax (it has no "
+        "valid digest); its settings are trained again."
+    )
+
+
+def other_piece(where: str, path: Any) -> str:
+    """A warning: a piece of something else."""
+    return f"{where}: {path} is not a piece of this sweep; it is replaced."
+
+
 def all_diverged(settings: int) -> ValueError:
     """A sweep without a survivor."""
     return ValueError(

@@ -25,8 +25,8 @@ class Layout:
 
         def look(*args: Any) -> Any:
             leaves, self._structure = jax.tree.flatten(make(*args))
-            self._implementations = [jax.random.key_impl(x) if _is_key(x) else None for x in leaves]
-            return [jax.random.key_data(x) if _is_key(x) else x for x in leaves]
+            self._implementations = [jax.random.key_impl(x) if is_key(x) else None for x in leaves]
+            return [jax.random.key_data(x) if is_key(x) else x for x in leaves]
 
         self._leaves = jax.eval_shape(look, *args)
 
@@ -38,7 +38,7 @@ class Layout:
     def to_host(self, tree: Any) -> list[np.ndarray]:
         """The leaves as numpy arrays."""
         leaves = jax.tree.leaves(tree)
-        data = [jax.random.key_data(x) if _is_key(x) else x for x in leaves]
+        data = [jax.random.key_data(x) if is_key(x) else x for x in leaves]
         return [np.asarray(x) for x in jax.device_get(data)]
 
     def from_host(self, leaves: Sequence[np.ndarray]) -> Any:
@@ -70,5 +70,16 @@ def join(pieces: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(column) for column in zip(*pieces, strict=True)]
 
 
-def _is_key(x: Any) -> bool:
+def finite(leaves: Sequence[Any], lanes: int) -> np.ndarray:
+    """For each lane whether all entries of these leaves are finite."""
+    every = [
+        np.isfinite(x).all(tuple(range(1, x.ndim)))
+        for x in leaves
+        if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return np.all([np.ones(lanes, bool), *every], axis=0)
+
+
+def is_key(x: Any) -> bool:
+    """Whether an array is one of keys (`jax.random.key`)."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -87,7 +87,7 @@ def step_one(plan: Plan, numbers: Any, lane: Lane, batch: Any) -> tuple[Lane, An
     A lane whose loss is not finite or beyond the bound ends; it keeps what it had.
     """
     loss, grads = jax.value_and_grad(plan.loss_fn, allow_int=True)(lane.params, batch)
-    loss = loss.astype(jnp.result_type(float))
+    loss = jnp.asarray(loss, jnp.result_type(float))
     alive = lane.alive & jnp.isfinite(loss) & (loss <= plan.bound)
     tx = plan.transformation(numbers)
     updates, state = tx.update(grads, lane.state, lane.params, value=loss)

@@ -11,9 +11,9 @@ import numpy as np
 
 from . import _progress
 from ._halving import Halving
-from ._host import join, take
+from ._host import finite, join, take
 from ._program import Lane
-from ._results import DIVERGED, FINISHED, STOPPED, Results
+from ._results import DIVERGED, FINISHED, STOPPED, Results, ranked
 from ._train import Piece, Task, Trainer
 
 TAIL = 0.1
@@ -33,13 +33,14 @@ class Race:
         self._status = np.full(settings, FINISHED, "<U8")
         self._ids = np.arange(settings)  # in the race
         self._at: list[np.ndarray] | None = None  # their lanes
+        self._left: dict[int, Any] = {}  # parameters of the best of those that left it
 
     def run(self, size: int, bar: _progress.Silent) -> None:
         """Rung after rung, in pieces of at most so many lanes."""
         for rung, span in enumerate(pairwise((0, *self._ends))):
             if not self._ids.size:
                 break
-            bar.describe(f"{len(self._ids)} settings", self._left(rung))
+            bar.describe(f"{len(self._ids)} settings", self._steps_left(rung))
             self._train(rung, span, size)
             if span[1] != self._ends[-1]:
                 self._select()
@@ -71,21 +72,38 @@ class Race:
                 score = tail.mean(1, dtype=np.float64)
         else:
             score = np.concatenate([piece.score for piece in pieces])
-        good = ended.alive & np.isfinite(score)
-        self._scores.reshape(-1)[lanes] = np.where(good, score, np.inf)
+        # A lane has a score if no loss ended it: its last loss says this.
+        loss = every[lanes, last - 1]
+        known = np.isfinite(loss) & (loss <= self._trainer.plan.bound) & np.isfinite(score)
+        known &= finite(jax.tree.leaves(ended.params), len(lanes))
+        self._scores.reshape(-1)[lanes] = np.where(known, score, np.inf)
         self._steps.reshape(-1)[lanes] = ended.steps
-        self._status[~np.isfinite(self._scores).all(1)] = DIVERGED
+        self._status[lanes[~(known & ended.alive)] // self._scores.shape[1]] = DIVERGED
 
     def _select(self) -> None:
         """Leave the best in the race, and only their lanes."""
         ids = self._ids
-        stay = self._halving.survivors(self._scores[ids].mean(1))
+        score = np.where(self._status[ids] == DIVERGED, np.inf, self._scores[ids].mean(1))
+        stay = self._halving.survivors(score)
         left = np.setdiff1d(ids, ids[stay])
         self._status[left[self._status[left] == FINISHED]] = STOPPED
+        if left.size:
+            best = int(left[self._ranked(left)[0]])
+            self._left[best] = self._params(best)
         seeds = self._scores.shape[1]
         rows = (stay[:, None] * seeds + np.arange(seeds)).ravel()
         assert self._at is not None
         self._ids, self._at = ids[stay], take(self._at, rows)
+
+    def _ranked(self, ids: np.ndarray) -> np.ndarray:
+        scores, steps = self._scores[ids].mean(1), self._steps[ids].min(1)
+        return ranked(scores, steps, self._status[ids])
+
+    def _params(self, index: int) -> Any:
+        """The parameters of a setting in the race, from the seed with the lowest score."""
+        row = int(np.flatnonzero(self._ids == index)[0]) * self._scores.shape[1]
+        row += int(self._scores[index].argmin())
+        return jax.tree.map(lambda x: jnp.asarray(x[row]), self._lane.params)
 
     @property
     def _lane(self) -> Lane:
@@ -93,7 +111,7 @@ class Race:
         assert self._at is not None
         return self._trainer.layout.from_host(self._at)
 
-    def _left(self, rung: int) -> int:
+    def _steps_left(self, rung: int) -> int:
         """Steps still to do, summed over the lanes, if no more settings diverge."""
         count, total = len(self._ids), 0
         for first, last in list(pairwise((0, *self._ends)))[rung:]:
@@ -116,10 +134,6 @@ class Race:
             seconds=seconds,
             _best_params=None,
         )
-        best = found.order[0]
-        if self._status[best] == DIVERGED:
-            return found
-        row = int(np.flatnonzero(self._ids == best)[0]) * self._scores.shape[1]
-        row += int(self._scores[best].argmin())
-        params = jax.tree.map(lambda x: jnp.asarray(x[row]), self._lane.params)
+        best = int(found.order[0])
+        params = self._left[best] if best in self._left else self._params(best)
         return dataclasses.replace(found, _best_params=params)

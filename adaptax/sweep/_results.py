@@ -13,8 +13,13 @@ FINISHED, STOPPED, DIVERGED = "finished", "stopped", "diverged"
 SHOWN = 20  # rows printed before "and N more"
 
 
+def ranked(score: np.ndarray, steps: np.ndarray, status: np.ndarray) -> np.ndarray:
+    """The places of settings from best to worst."""
+    return np.lexsort((score, -steps, status == DIVERGED))
+
+
 class Best(NamedTuple):
-    """The best of the settings that were trained to the end.
+    """The best setting, the first of `Results.order`.
 
     Attributes:
         index: Its place among the settings.
@@ -38,10 +43,11 @@ class Results:
     Attributes:
         settings: The values of each number by name, float64 (n,).
         score: The mean over the seeds of what `evaluate` says at a setting's last step, or of the
-            losses of the last tenth of its steps; infinity where it diverged; float64 (n,).
+            losses of the last tenth of its steps; infinity where a loss diverged; float64 (n,).
         scores: The same for each seed, float64 (n, seeds).
         losses: The loss at each step, mean over the seeds, NaN after the last one; (n, steps).
-        status: "finished", "stopped" (by halving) or "diverged" (from any seed), (n,).
+        status: "finished", "stopped" (by halving) or "diverged" (in any seed, a loss was not finite
+            or beyond the bound, or the parameters after the last step were not finite), (n,).
         steps: Steps done, int64 (n,); of a setting that diverged, before it did.
         tx: The transformation that was swept.
         seconds: How long it took, wall time, compiling included.
@@ -70,9 +76,11 @@ class Results:
     def order(self) -> np.ndarray:
         """The settings from best to worst: those that came further, then those of lower score.
 
+        Those that diverged come last.
+
         Scores of settings that were stopped at different steps can't be compared.
         """
-        return np.lexsort((self.score, -self.steps, self.status == DIVERGED))
+        return ranked(self.score, self.steps, self.status)
 
     def setting(self, index: int) -> dict[str, float]:
         """The values of one setting by name."""
@@ -87,10 +95,10 @@ class Results:
         """The best setting.
 
         Raises:
-            ValueError: All settings diverged.
+            ValueError: All settings diverged, and none has a finite score.
         """
         i = int(self.order[0])
-        if self.status[i] == DIVERGED:
+        if not np.isfinite(self.score[i]):
             raise _errors.all_diverged(len(self))
         setting, score = self.setting(i), float(self.score[i])
         return Best(i, setting, self.transformation(i), score, self._best_params)

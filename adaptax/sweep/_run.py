@@ -19,7 +19,7 @@ from ._program import AXIS, Plan
 from ._race import Race
 from ._results import Results
 from ._settings import Grid, whole
-from ._store import Store, digest
+from ._store import Store, claimed, digest
 from ._train import Trainer
 
 WHERE = "sweep.run"
@@ -51,7 +51,8 @@ def run(
     losses are those of training it alone, up to rounding.
 
     A setting whose loss is not finite, or larger than `bound`, ends there and keeps the
-    parameters that it had.
+    parameters that it had: it has diverged. So has one whose parameters are not finite after its
+    last step.
 
     Args:
         tx: The transformation whose numbers are swept.
@@ -78,7 +79,9 @@ def run(
         max_bytes: Memory on each device for a compiled program; None: nine tenths of what an
             accelerator has free, half of what the processor has.
         devices: Devices to split the runs over; None: all of this process.
-        directory: Where to keep finished pieces; the same call made again goes on from them.
+        directory: Where to keep finished pieces; the same call made again goes on from them. A
+            piece that is damaged, or of another sweep, is trained again with a warning that
+            names the file.
         save_every: Seconds between two writes of a piece that is not finished yet.
         progress: Show a progress bar where rich is installed and stderr is a terminal.
 
@@ -87,8 +90,11 @@ def run(
 
     Raises:
         ValueError: There are no settings, a name is unknown, a number lies outside its range,
-            lengths differ, or the directory holds another sweep.
+            lengths differ, or the directory holds another sweep, or one that an older version
+            of adaptax wrote.
         TypeError: An argument is of another kind, or the loss is not a real scalar.
+        RuntimeError: Another sweep is running in the directory (known where the file system
+            has locks).
     """
     began = time.monotonic()
     tx = TransformationKind().canonical(WHERE, "tx", tx)
@@ -96,11 +102,7 @@ def run(
     steps = whole(WHERE, "steps", steps, 1)
     seeded = _seeds(seeds)
     _check_limits(batch_size, max_bytes, bound, save_every)
-    if halving is not None and not isinstance(halving, Halving):
-        raise _checks.wrong_kind(WHERE, "halving", "what halving(...) returns", halving)
-    for name, function in (("loss_fn", loss_fn), ("evaluate", evaluate)):
-        if not callable(function) and not (name == "evaluate" and function is None):
-            raise _checks.wrong_kind(WHERE, name, "a function", function)
+    _check_kinds(halving, loss_fn, evaluate)
     starts = _starts(params, seeded)
     make_batch, stacked = _function_or_tree("batches", batches)
     if make_batch is None:
@@ -123,14 +125,11 @@ def run(
             "jax version": jax.__version__,
         }
 
-    store = Store(WHERE, directory, request)
-    with _progress.bar(progress) as bar:
+    with claimed(WHERE, directory), _progress.bar(progress) as bar:
+        store = Store(WHERE, directory, request)
         numbers = jax.tree.map(lambda x: np.repeat(x, len(seeded)), chosen.numbers)
         which = np.tile(np.arange(len(seeded), dtype=np.int32), len(chosen))
-        trainer = Trainer(
-            *(plan, numbers, which, starts, stacked),
-            *(store, save_every, bar.advance),
-        )
+        trainer = Trainer(plan, numbers, which, starts, stacked, store, save_every, bar.advance)
         race = Race(trainer, len(chosen), len(seeded), steps, halving)
         race.run(store.size(lambda: trainer.size(race.lanes, batch_size, max_bytes)), bar)
     return race.results(chosen.columns, tx, time.monotonic() - began)
@@ -172,6 +171,14 @@ def _check_batches(stacked: Any) -> None:
         shape[:1] in ((), (0,)) for shape in shapes.values()
     ):
         raise _errors.leading_axes(WHERE, shapes)
+
+
+def _check_kinds(halving: Any, loss_fn: Any, evaluate: Any) -> None:
+    if halving is not None and not isinstance(halving, Halving):
+        raise _checks.wrong_kind(WHERE, "halving", "what halving(...) returns", halving)
+    for name, function in (("loss_fn", loss_fn), ("evaluate", evaluate)):
+        if not callable(function) and not (name == "evaluate" and function is None):
+            raise _checks.wrong_kind(WHERE, name, "a function", function)
 
 
 def _check_limits(batch_size: Any, max_bytes: Any, bound: Any, save_every: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from . import _errors, _program
-from ._host import Layout, take
+from ._host import Layout, finite, take
 from ._program import LANES, WHOLE, Lane, Plan
 from ._store import Store
 
@@ -45,6 +45,11 @@ class Task:
     first: int
     last: int
     width: int
+
+    @property
+    def part(self) -> dict[str, np.ndarray]:
+        """Which part of the sweep it is, for the store."""
+        return {"lanes": self.ids, "span": np.array([self.first, self.last])}
 
 
 @dataclass(frozen=True)
@@ -172,14 +177,21 @@ class Trainer:
         lanes: Lane,
         saved: Piece | None,
         stop: threading.Event,
-    ) -> tuple[Lane, list[np.ndarray]]:
-        """Run a compiled program until the last step, or until all lanes have ended."""
+    ) -> tuple[Lane, list[np.ndarray], list[np.ndarray] | None]:
+        """Run a compiled program until the last step, or until all lanes have ended.
+
+        Returns the lanes, their losses, and the lanes before the last step: no loss comes after
+        it that would show what it did.
+        """
         step = task.first if saved is None else saved.step
         blocks = [] if saved is None else [saved.losses]
         self._count(step - task.first, task)
         alive, pace, written = np.asarray(lanes.alive), 16, time.monotonic()
+        before = None
         while step < task.last and alive.any() and not stop.is_set():
-            began, count = time.monotonic(), min(pace, task.last - step)
+            if step == task.last - 1:
+                before = [np.array(x) for x in self.layout.to_host(lanes)]
+            began, count = time.monotonic(), min(pace, max(task.last - step - 1, 1))
             lanes, block = program(numbers, lanes, self._batches, np.int32(step), np.int32(count))
             alive = np.asarray(lanes.alive)
             blocks.append(np.asarray(block)[:count, : len(task.ids)])
@@ -194,18 +206,34 @@ class Trainer:
             rest = (task.last - step, len(task.ids))
             blocks.append(np.full(rest, np.nan, np.result_type(*blocks) if blocks else np.float32))
             self._count(task.last - step, task)
-        return lanes, blocks
+        return lanes, blocks, before
 
     def _finished(self, task: Task, future: "Future[Any]") -> Piece:
         """A piece at its last step, scored and kept."""
         result = future.result()
         if isinstance(result, Piece):
             return result
-        lanes, blocks = result
+        lanes, blocks, before = result
+        if before is not None:
+            lanes = self._checked(lanes, before)
         score = None if self.plan.evaluate is None else _program.score(self.plan, lanes.params)
         piece = self._piece(task, task.last, lanes, blocks, score)
         self._save(task, piece)
         return piece
+
+    def _checked(self, lanes: Lane, before: list[np.ndarray]) -> Lane:
+        """Lanes with parameters that are not finite end before the last step."""
+        now = self.layout.to_host(lanes)
+        host = self.layout.from_host(now)
+        good = finite(jax.tree.leaves(host.params), len(host.alive)) | ~host.alive
+        if good.all():
+            return lanes
+        kept = [
+            np.where(good.reshape(-1, *(1,) * (x.ndim - 1)), x, old)
+            for x, old in zip(now, before, strict=True)
+        ]
+        ended = self.layout.from_host(kept)._replace(alive=host.alive & good)
+        return self.plan.place(ended, LANES)
 
     def program(self, width: int) -> Any:
         """The compiled `advance` of so many lanes. jax keeps it, also for the next sweep."""
@@ -267,10 +295,10 @@ class Trainer:
         if self._store.keeps:
             leaves = self.layout.packed(piece.lanes)
             named = {"step": piece.step, "losses": piece.losses, "score": piece.score}
-            self._store.save(task.name, {**named, **leaves})
+            self._store.save(task.name, {**task.part, **named, **leaves})
 
     def _loaded(self, task: Task) -> Piece | None:
-        saved = self._store.load(task.name)
+        saved = self._store.load(task.name, task.part)
         if saved is None:
             return None
         lanes = self.layout.unpacked(saved, len(task.ids))

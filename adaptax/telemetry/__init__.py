@@ -1,5 +1,6 @@
 """What an optimizer does in each step: measured, kept, written, drawn."""
 
+from ._lines import read as read
 from ._measure import measure as measure
 from ._plot import plot_leaves as plot_leaves
 from ._plot import plot_norms as plot_norms
@@ -14,5 +15,4 @@ from ._sinks import CSVSink as CSVSink
 from ._sinks import DictSink as DictSink
 from ._sinks import JSONLSink as JSONLSink
 from ._sinks import Sink as Sink
-from ._sinks import TensorBoardSink as TensorBoardSink
-from ._sinks import read as read
+from ._tensorboard import TensorBoardSink as TensorBoardSink

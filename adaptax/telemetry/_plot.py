@@ -8,8 +8,9 @@ import numpy as np
 
 from .._core import _checks, matches
 from .._core._paths import PathPattern
+from . import _errors
+from ._lines import read
 from ._sample import Sample, natural, unstacked
-from ._sinks import _needs, read
 
 Samples: TypeAlias = Sample | Iterable[Sample] | str | Path
 """Samples in memory (also stacked), or the path of a file of `CSVSink` or `JSONLSink`."""
@@ -140,7 +141,7 @@ def _start(where: str, samples: Samples) -> tuple[Any, list[Sample]]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise _needs(where, "matplotlib", "plot") from None
+        raise _errors.needs(where, "matplotlib", "plot") from None
     every = unstacked(read(samples) if isinstance(samples, str | Path) else samples)
     if not every:
         raise _checks.out_of_range(where, "samples", "[1, inf) in number", 0)

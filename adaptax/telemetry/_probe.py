@@ -19,6 +19,7 @@ from .._core import (
     transformation,
 )
 from .._core._tree import is_inexact
+from . import _errors
 from ._measure import Groups, Trees, measured, members, numbers, trained
 from ._sample import Sample, unstacked
 
@@ -162,8 +163,7 @@ def _is_probe(x: Any) -> bool:
 def _samples(where: str, state: Any) -> Sample:
     found = [x for x in jax.tree.leaves(state, is_leaf=_is_probe) if _is_probe(x)]
     if len(found) != 1:
-        wanted = "a state with one ProbeState, or the part of one that has"
-        raise _checks.wrong_state(where, f"{wanted} (there are {len(found)})", type(state).__name__)
+        raise _errors.no_probe(where, state, len(found))
     return found[0].samples
 
 

@@ -1,19 +1,16 @@
-"""Where samples go, by `sink(step, sample)`: a list, CSV, JSON lines, TensorBoard."""
+"""Where samples go, by `sink(step, sample)`: a list, CSV, JSON lines."""
 
-import csv
-import io
-import json
-import math
-from collections.abc import Mapping
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .._core import _checks
-from ._sample import TOTAL, Sample, flat, from_rows, rows
-
-KINDS = ("leaf", "group", "total")
-COLUMNS = ["step", "kind", "name"]
+from .._core._files import lock, unlock
+from . import _errors, _lines
+from ._sample import Sample, flat
 
 
 class Sink:
@@ -54,18 +51,94 @@ class DictSink(Sink):
 
 
 class _FileSink(Sink):
-    """Appends text to a file, a whole sample at a time."""
+    """Appends to a file, a whole sample at a time or nothing.
+
+    Each write looks anew at what is there. A file that was deleted or renamed is made again; a
+    sample that somebody did not write to its end is cut off; others that append wait meanwhile.
+    """
+
+    _end_of: Callable[[bytes], int]  # where what is whole ends
 
     def __init__(self, path: str | Path, append: bool = False):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a" if append else "w", encoding="utf-8", newline="")
-        text = self.path.read_bytes()
-        self._file.truncate(text.rfind(b"\n") + 1)  # a line that was not written to its end
+        self._threads = threading.Lock()
+        self._end = 0  # so much of the file is whole
+        self._file = self._opened()
+        if not append:
+            self._file.truncate(0)
 
-    def _write(self, text: str) -> None:
-        self._file.write(text)
-        self._file.flush()
+    def _opened(self) -> Any:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return open(self.path, "ab+", buffering=0)  # what a buffer kept would come after a failure
+
+    def _append(self, text: str, begins: str, header: str = "") -> None:
+        """Append a sample.
+
+        Args:
+            text: Its lines.
+            begins: How the file must begin.
+            header: What to write first into an empty file.
+        """
+        data, start, head = map(_lines.encoded, (text, begins, header))
+        with self._threads:
+            self._locked()
+            try:
+                self._check(start)
+                self._repair()
+                self._write(data if self._end else head + data)
+            finally:
+                unlock(self._file)
+
+    def _locked(self) -> None:
+        """Lock the file that the path means now."""
+        if self._file.closed:
+            raise _errors.closed(type(self).__name__, self.path)
+        lock(self._file, wait=True)
+        while not self._is_there():
+            self._file.close()
+            self._file, self._end = self._opened(), 0
+            lock(self._file, wait=True)
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _check(self, start: bytes) -> None:
+        self._file.seek(0)
+        first = self._file.read(len(start))
+        if start[: len(first)] != first:
+            raise self._foreign(first, start)
+
+    def _foreign(self, first: bytes, start: bytes) -> ValueError:
+        text = first[:20].decode("utf-8", "replace")
+        return _errors.foreign_file(type(self).__name__, self.path, text)
+
+    def _repair(self) -> None:
+        """Cut off what was not written to its end."""
+        size = self._file.seek(0, os.SEEK_END)
+        if size == self._end:
+            return
+        self._file.seek(0)
+        try:
+            self._end = self._end_of(self._file.read())
+        except _lines.DamagedError as error:
+            sink = type(self).__name__
+            raise _errors.damaged_line(sink, self.path, *error.args) from None
+        if self._end < size:
+            self._file.truncate(self._end)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException:
+            with suppress(OSError):  # the next write cuts it off
+                self._file.truncate(self._end)
+            raise
+        self._end += len(data)
 
     def close(self) -> None:
         """Close the file."""
@@ -75,146 +148,59 @@ class _FileSink(Sink):
 class CSVSink(_FileSink):
     """Writes a table: a line for each leaf, group and the total of each sample.
 
-    The columns are step, kind ("leaf", "group", "total"), name, and the measures.
+    The columns are step, kind ("leaf", "group", "total"), name, and the measures. Names may be any
+    text.
+
+    A sample is written as a whole or not at all. A file that is deleted or renamed meanwhile is
+    made again, and several sinks, also of several processes, may append to one file.
 
     Args:
         path: The file; folders are made.
-        append: Whether to go on after what the file holds, whose columns must be the same.
+        append: Whether to go on after what the file holds, whose columns must be the same; else
+            the file is emptied.
 
     Raises:
-        ValueError: When called: the measures are not the columns of the file.
+        ValueError: When called: the measures are not the columns of the file, or a sink did not
+            write it; the file stays as it is.
+        OSError: When called: the sample could not be written; the next ones can.
     """
 
-    def __init__(self, path: str | Path, append: bool = False):
-        super().__init__(path, append)
-        with self.path.open(encoding="utf-8", newline="") as file:
-            self._columns = next(csv.reader(file), None)
+    _end_of = staticmethod(_lines.csv_end)
 
     def __call__(self, step: Any, sample: Sample) -> None:
         """Write a sample's lines."""
-        columns = [*COLUMNS, *sorted(sample.values)]
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        if self._columns is None:
-            table.writerow(columns)
-        elif self._columns != columns:
-            raise _checks.wrong_names("CSVSink", self._columns, columns)
-        for (name, measures), kind in zip(rows(sample).items(), _kinds(sample), strict=True):
-            table.writerow([int(step), kind, name, *measures.values()])
-        self._write(text.getvalue())
-        self._columns = columns
+        header = _lines.csv_header(sample)
+        self._append(_lines.csv_rows(int(step), sample), header, header)
+
+    def _foreign(self, first: bytes, start: bytes) -> ValueError:
+        self._file.seek(0)
+        line = self._file.readline().decode("utf-8", "replace")
+        there, here = (text.rstrip("\r\n").split(",") for text in (line, start.decode()))
+        if there[:3] == _lines.COLUMNS:
+            return _errors.wrong_columns(self.path, there, here)
+        return super()._foreign(first, start)
 
 
 class JSONLSink(_FileSink):
     """Writes a JSON object for each sample, one a line.
 
     `{"step": 0, "leaf": {name: {measure: number}}, "group": {...}, "total": {...}}`; NaN is null,
-    infinities are the strings "inf" and "-inf".
+    infinities are the strings "inf" and "-inf". Names may be any text.
+
+    A sample is written as a whole or not at all. A file that is deleted or renamed meanwhile is
+    made again, and several sinks, also of several processes, may append to one file.
 
     Args:
         path: The file; folders are made.
-        append: Whether to go on after what the file holds.
+        append: Whether to go on after what the file holds; else the file is emptied.
+
+    Raises:
+        ValueError: When called: a sink did not write the file; it stays as it is.
+        OSError: When called: the sample could not be written; the next ones can.
     """
+
+    _end_of = staticmethod(_lines.json_end)
 
     def __call__(self, step: Any, sample: Sample) -> None:
         """Write a sample's line."""
-        record: dict[str, Any] = {"step": int(step), "leaf": {}, "group": {}}
-        for (name, measures), kind in zip(rows(sample).items(), _kinds(sample), strict=True):
-            numbers = {m: _plain(x) for m, x in measures.items()}
-            if kind == TOTAL:
-                record[kind] = numbers
-            else:
-                record[kind][name] = numbers
-        self._write(json.dumps(record, allow_nan=False) + "\n")
-
-
-class TensorBoardSink(Sink):
-    """Writes scalars "name/measure" for TensorBoard; those that are NaN are left out.
-
-    Needs the package tensorboardX.
-
-    Args:
-        folder: Where the event file is made.
-
-    Raises:
-        ImportError: tensorboardX is not installed.
-    """
-
-    def __init__(self, folder: str | Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise _needs("TensorBoardSink", "tensorboardX", "tensorboard") from None
-        self._writer: Any = SummaryWriter(str(folder))
-
-    def __call__(self, step: Any, sample: Sample) -> None:
-        """Write a sample's scalars."""
-        for name, value in flat(sample).items():
-            if not math.isnan(value):
-                self._writer.add_scalar(name, value, int(step))
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
-def read(path: str | Path) -> list[Sample]:
-    """The samples of a file of `CSVSink` or `JSONLSink`, in its order, as numpy arrays.
-
-    A last sample that was not written to its end is left out.
-
-    Args:
-        path: The file; its name ends in .csv or .jsonl.
-
-    Raises:
-        ValueError: The name ends otherwise.
-    """
-    path = Path(path)
-    if path.suffix not in (".csv", ".jsonl"):
-        raise _checks.out_of_range("read", "path", "one of the names *.csv, *.jsonl", str(path))
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    records = _from_csv(whole) if path.suffix == ".csv" else map(json.loads, whole.splitlines())
-    return [
-        from_rows(r["step"], _numbers(r["leaf"]), _numbers(r["group"]), _number_row(r["total"]))
-        for r in records
-        if "total" in r
-    ]
-
-
-def _from_csv(text: str) -> list[dict[str, Any]]:
-    """The table as records like those of `JSONLSink`; each sample ends with its total."""
-    records: list[dict[str, Any]] = []
-    for line in csv.DictReader(io.StringIO(text)):
-        step, kind, name = (line.pop(column) for column in COLUMNS)
-        if not records or "total" in records[-1] or records[-1]["step"] != int(step):
-            records.append({"step": int(step), "leaf": {}, "group": {}})
-        if kind == TOTAL:
-            records[-1][kind] = line
-        else:
-            records[-1][kind][name] = line
-    return records
-
-
-def _kinds(sample: Sample) -> list[str]:
-    counts = len(sample.leaves), len(sample.groups), 1
-    return [kind for kind, n in zip(KINDS, counts, strict=True) for _ in range(n)]
-
-
-def _plain(x: float) -> float | str | None:
-    if math.isnan(x):
-        return None
-    return x if math.isfinite(x) else str(x)
-
-
-def _number_row(row: Mapping[str, Any]) -> dict[str, float]:
-    return {m: math.nan if x is None else float(x) for m, x in row.items()}
-
-
-def _numbers(table: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    return {name: _number_row(row) for name, row in table.items()}
-
-
-def _needs(function: str, package: str, extra: str) -> ImportError:
-    return ImportError(f"{function} needs {package}: pip install 'adaptax[{extra}]'.")
+        self._append(_lines.json_line(int(step), sample), _lines.RECORD)
