@@ -392,6 +392,7 @@ def misplaced(wanted: Wanted) -> Iterator[tuple[Any, Exception]]:
     for x, place in zip(arrays, places, strict=True):
         if place.sharding is not None:
             try:
-                place.sharding.shard_shape(np.shape(x))
-            except ValueError as error:
+                place.sharding.check_compatible_aval(np.shape(x))  # as many axes
+                place.sharding.shard_shape(np.shape(x))  # of sizes that divide
+            except (ValueError, IndexError) as error:
                 yield np.shape(x), error

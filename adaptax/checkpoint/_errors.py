@@ -34,16 +34,21 @@ def too_large(where: str, name: str, value: Any, dtype: str) -> ValueError:
     return ValueError(f"{where}: {name} is {value}, which {dtype} can't hold.")
 
 
+def unwritable(where: str, name: str, problem: str) -> ValueError:
+    """A name that Orbax can't write."""
+    return ValueError(f"{where}: the name of the leaf {name!a:.80} {problem}; rename it.")
+
+
 def same_name(where: str, names: Sequence[str]) -> ValueError:
     """Leaves that Orbax would write to one place."""
     return ValueError(
         f"{where}: the leaves {_checks.listed(names)} have one name in Orbax's files, where keys "
-        "are joined by dots; rename one."
+        "are joined by dots, and a slash at the end doesn't count; rename one."
     )
 
 
 def step_is_there(where: str, step: int, latest: int) -> ValueError:
-    """A save that is not after those that are there."""
+    """A save that is not after those that are whole."""
     return ValueError(
         f"{where}: the step must be after the latest one, {latest}, got {step}. To go on from an "
         "earlier one, delete those after it first: delete(step)."
@@ -73,6 +78,35 @@ class DamagedError(ValueError):
     """A checkpoint that is not whole, or can't be read."""
 
 
+class RemovedError(Exception):
+    """A step was removed, or replaced, while it was read; never raised to a user."""
+
+
+def removed(where: str, directory: Any) -> FileNotFoundError:
+    """Steps that are always removed before they are read."""
+    return FileNotFoundError(
+        f"{where}: the steps in {directory} are removed faster than they are read; keep more of "
+        "them where they are written (keep=)."
+    )
+
+
+def damaged(where: str, file: Any, problem: str) -> DamagedError:
+    """A file that is not what was written."""
+    return DamagedError(f"{where}: {file} is damaged: it {problem}.")
+
+
+def damaged_elsewhere(where: str, path: Any) -> DamagedError:
+    """A checkpoint that another process can't read."""
+    return DamagedError(f"{where}: {path} can't be read by one of the processes.")
+
+
+def bad_notes(where: str, path: Any, problem: str) -> DamagedError:
+    """Notes that say what can't be."""
+    return DamagedError(
+        f"{where}: {path}/_METADATA is damaged: what adaptax noted in it is not valid ({problem})."
+    )
+
+
 def incomplete(where: str, path: Any, steps: Sequence[str]) -> ValueError:
     """A directory without the files of a checkpoint."""
     if steps:
@@ -99,10 +133,13 @@ def with_others(error: DamagedError, steps: Sequence[int]) -> DamagedError:
     return DamagedError(f"{error} Other steps are {', '.join(map(str, steps))}: give step=.")
 
 
-def none_whole(where: str, directory: Any, steps: Sequence[int]) -> DamagedError:
+def none_whole(
+    where: str, directory: Any, steps: Sequence[int], problems: Sequence[DamagedError]
+) -> DamagedError:
     """Steps that are all damaged."""
+    each = " ".join(str(problem).removeprefix(f"{where}: ") for problem in problems[:5])
     return DamagedError(
-        f"{where}: none of the steps {', '.join(map(str, steps))} in {directory} is whole."
+        f"{where}: none of the steps {', '.join(map(str, steps))} in {directory} is whole. {each}"
     )
 
 

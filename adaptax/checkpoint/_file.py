@@ -15,14 +15,15 @@ import numpy as np
 from jax.core import Tracer
 
 from ..lowbit import Codec, Encoded
-from . import _errors
+from . import _errors, _notes, _sums
 from ._formats import codec_of, described
 from ._names import Names, leaves_of, name, spelled
+from ._notes import KEY, WIDER, Notes
 
-KEY = "adaptax"  # of what is ours in Orbax's metadata
 VERSION = 1
 PARTS = ("codes", "scale", "seed")
-WIDER = {"uint2": "uint8", "uint4": "uint8"}  # what TensorStore has no name for
+STEP_METADATA = "_CHECKPOINT_METADATA"
+LONGEST = 65_000  # bytes of a name, since 65535 are the most that TensorStore takes for a chunk's
 
 
 def orbax(where: str) -> Any:
@@ -47,11 +48,14 @@ def path_of(path: Any) -> Any:
 
 def packed(where: str, tree: Any) -> tuple[Any, dict[str, Any]]:
     """What Orbax is given to store, and the metadata."""
-    notes: dict[str, Any] = {"version": VERSION}
+    notes: dict[str, Any] = {"version": VERSION, "checksums": True}
     notes |= {k: [] for k in ("encoded", "keys", "empty", "dtypes", "rounding")}
     arrays: dict[Names, Any] = {}
 
     def put(names: Names, value: Any) -> None:
+        _check_name(where, names)
+        if names in arrays:
+            raise _errors.same_name(where, [spelled(names)] * 2)
         arrays[names], dtype = _storable(where, names, value)
         if dtype:
             notes["dtypes"].append([names, dtype])
@@ -120,12 +124,30 @@ def _dtype_name(dtype: Any) -> str:
     return "float0" if dtype == jax.dtypes.float0 else dtype.name
 
 
+def _check_name(where: str, names: Names) -> None:
+    """Refuse what TensorStore would refuse in the background."""
+    try:
+        length = len(_key(names).encode())
+    except UnicodeEncodeError:
+        problem = "has characters that UTF-8 has no code for"
+        raise _errors.unwritable(where, spelled(names), problem) from None
+    if length > LONGEST:
+        problem = f"has {length} bytes, and Orbax's files take {LONGEST}"
+        raise _errors.unwritable(where, spelled(names), problem)
+
+
 def _check_names(where: str, arrays: Iterable[Names]) -> None:
     seen: dict[str, Names] = {}
     for names in arrays:
-        other = seen.setdefault(".".join(names), names)
+        other = seen.setdefault(_key(names), names)
         if other != names:
             raise _errors.same_name(where, [spelled(other), spelled(names)])
+
+
+def _key(names: Names) -> str:
+    """The directory that an array is written to in Orbax's files."""
+    key = ".".join(names)
+    return key if key.endswith("/") else f"{key}/"
 
 
 class _Node(dict[str, Any]):
@@ -213,12 +235,21 @@ class Source:
     Args:
         where: Who asks, for errors.
         path: A directory that Orbax wrote: of a step, or of a tree.
+        alone: Whether one of several processes asks, without the others.
+
+    Attributes:
+        verified: Whether it has checksums; they fit.
+        leaves: What is in it, by path.
+
+    Raises:
+        DamagedError: It is not what was written, or can't be read.
     """
 
-    def __init__(self, where: str, path: Any):
+    def __init__(self, where: str, path: Any, *, alone: bool = False):
         self._ocp = orbax(where)
         self._where = where
         self.path = path_of(path)
+        self.verified = _sums.check(where, self.path, alone=alone)
         self._items = [Item(before, at, self._metadata(at)) for before, at in self._trees()]
         self._dtypes: dict[Names, Any] = {}
         self.leaves: dict[Names, Saved] = {}
@@ -245,35 +276,36 @@ class Source:
             raise _errors.unreadable(self._where, path, error) from error
 
     def _list(self, item: Item) -> None:
-        notes = (item.metadata.custom_metadata or {}).get(KEY, {})
-        if notes.get("version", VERSION) > VERSION:
+        """Add the leaves of a tree."""
+        try:
+            notes = _notes.parsed(item.metadata.custom_metadata)
+            if notes.version <= VERSION:
+                self._add(item.before, notes, _arrays(item.metadata.tree))
+        except Exception as error:
+            raise _errors.bad_notes(self._where, item.path, repr(error)) from error
+        if notes.version > VERSION:
             raise _errors.newer(self._where, item.path)
+        if notes.checksums and not self.verified:
+            raise _errors.damaged(self._where, self.path / _sums.NAME, "is missing")
 
-        def noted(what: str) -> Iterable[Any]:
-            return (((*item.before, *names), *rest) for names, *rest in notes.get(what, ()))
-
-        self._dtypes |= {names: jnp.dtype(dtype) for names, dtype in noted("dtypes")}
-        stored = (
-            {}
-            if notes.get("nothing")
-            else {(*item.before, *names): x for names, x in _arrays(item.metadata.tree).items()}
-        )
-        for names, format, kept in noted("encoded"):
+    def _add(self, before: Names, notes: Notes, stored: dict[Names, Any]) -> None:
+        stored = {} if notes.nothing else stored
+        _notes.check(notes, stored)
+        leaves: dict[Names, Saved] = {}
+        for names, (format, kept) in notes.encoded.items():
             parts = tuple(part for part in PARTS if (*names, part) in stored)
             codes, *_ = (stored.pop((*names, part)) for part in parts)
-            self.leaves[names] = Saved(
-                names, codes.shape, jnp.dtype(kept), format, codec_of(format), parts
-            )
-        keys = dict(noted("keys"))
-        rounding = {(*item.before, *names) for names in notes.get("rounding", ())}
+            leaves[names] = Saved(names, codes.shape, kept, format, codec_of(format), parts)
         for names, x in stored.items():
-            dtype = self._dtypes.get(names, x.dtype)
-            self.leaves[names] = Saved(
-                names, x.shape, dtype, key=keys.get(names), rounding=names in rounding
-            )
-        for names, shape, dtype in noted("empty"):
-            dtype = jax.dtypes.float0 if dtype == "float0" else jnp.dtype(dtype)
-            self.leaves[names] = Saved(names, tuple(shape), dtype, empty=True)
+            dtype, key = notes.dtypes.get(names, x.dtype), notes.keys.get(names)
+            rounding = names in notes.rounding
+            leaves[names] = Saved(names, x.shape, dtype, key=key, rounding=rounding)
+        for names, (shape, dtype) in notes.empty.items():
+            leaves[names] = Saved(names, shape, dtype, empty=True)
+        self._dtypes |= {(*before, *names): dtype for names, dtype in notes.dtypes.items()}
+        self.leaves |= {
+            (*before, *names): s._replace(names=(*before, *names)) for names, s in leaves.items()
+        }
 
     def read(self, wanted: Mapping[Names, Any]) -> dict[Names, Any]:
         """Arrays by the paths at which they are stored.
@@ -310,6 +342,8 @@ class Source:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 restored = reader.restore(item.path, args=arguments)
         except Exception as error:
+            if self.verified:
+                raise  # the files are what was written: it is something else
             raise _errors.unreadable(self._where, item.path, error) from error
         arrays = {(*item.before, *names): x for names, x in _arrays(restored).items()}
         return {names: self._as_was(names, arrays[names]) for names in wanted if names in arrays}

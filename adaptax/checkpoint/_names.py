@@ -42,7 +42,7 @@ def _walk(node: Any, before: Names, owner: int | None) -> Iterator[Leaf]:
         if _is_state(value):
             yield from _walk(value, names, len(names))
         else:
-            counts = isinstance(node, StoreState) and names[len(before) :] == ("count",)
+            counts = isinstance(node, StoreState) and bare(names[len(before) :]) == ("count",)
             yield Leaf(names, value, owner, counts)
 
 
@@ -57,6 +57,14 @@ def name(key: Any) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
+
+
+def bare(names: Names) -> Names:
+    """The path of an array without the box that it is in, such as a `flax.nnx.Variable`.
+
+    No two leaves of a tree get one path: what has a "value" is not a leaf.
+    """
+    return names[:-1] if len(names) > 1 and names[-1] == "value" else names
 
 
 def spelled(names: Names) -> str:

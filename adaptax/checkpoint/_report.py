@@ -44,9 +44,12 @@ class Report:
 
     Attributes:
         rows: In the order of the restored tree, then those that were dropped.
+        verified: Whether the checkpoint has checksums, and all its files are what was written.
+            It has none if an earlier version of adaptax wrote it, or Orbax alone.
     """
 
     rows: tuple[Row, ...]
+    verified: bool = True
 
     def of(self, outcome: Outcome) -> tuple[str, ...]:
         """The paths of the leaves with this outcome."""
@@ -64,6 +67,8 @@ class Report:
         counts = Counter(row.outcome for row in self.rows)
         total = len(self.rows) - counts["dropped"]
         yield f"{total} leaves: " + (", ".join(f"{n} {o}" for o, n in counts.items()) or "none")
+        if not self.verified:
+            yield "not verified: the checkpoint has no checksums"
         shown: Counter[str] = Counter()
         for row in self.rows:
             if row.outcome == "restored" and not row.moved:

@@ -1,5 +1,6 @@
 """A checkpoint into the structure of a tree: matched, read, converted, reported."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from . import _errors
 from ._convert import Conversion, Place, Wanted, misplaced
 from ._file import Source, orbax, packed, path_of
 from ._match import Spot, match
-from ._names import Leaf, Names, leaves_of, spelled
+from ._names import Leaf, Names, bare, leaves_of, spelled
 from ._report import Report, Row
+from ._writer import Writer
 
 ARRAYS = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
 
@@ -31,6 +33,7 @@ def save(path: Any, tree: Any) -> None:
     Raises:
         ImportError: Orbax is not installed.
         TypeError: A leaf is not an array, a key or a number.
+        ValueError: Orbax can't write the name of a leaf.
         FileExistsError: There is something at the path.
 
     >>> import adaptax, jax.numpy as jnp, tempfile
@@ -40,13 +43,13 @@ def save(path: Any, tree: Any) -> None:
     >>> checkpoint.restore(path, {"w": jnp.zeros(3)})[0]
     {'w': Array([1., 1., 1.], dtype=float32)}
     """
-    ocp = orbax("save")
+    orbax("save")
     path = path_of(path)
     if path.exists():
         raise _errors.path_is_there("save", path)
     item, metadata = packed("save", tree)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-        writer.save(path, args=ocp.args.PyTreeSave(item, custom_metadata=metadata))
+    with contextlib.closing(Writer("save", path, items=False)) as writer:
+        writer.save(path, item, metadata)
 
 
 def restore(
@@ -94,15 +97,14 @@ def restored(
 ) -> tuple[Any, Report]:
     """What a checkpoint holds, in the structure of `like`."""
     wanted, structure = _wanted(where, like, shardings)
-    there = {names: (s.shape, s.rounding) for names, s in source.leaves.items()}
-    sources = match([_spot(w) for w in wanted], there)
+    sources = _matched(source, wanted)
     plan = Conversion(where, source, wanted, sources)
     left = _left(source, sources)
     _check(where, source, wanted, plan, left, missing, unused)
     rows = [plan.row(w.leaf.names) for w in wanted]
     rows += [Row(spelled(names), "dropped", spelled(names)) for names in left]
     values = plan.values(source.read(plan.reads()))
-    return structure.unflatten(values), Report(tuple(rows))
+    return structure.unflatten(values), Report(tuple(rows), source.verified)
 
 
 def _wanted(where: str, like: Any, shardings: Any) -> tuple[list[Wanted], Any]:
@@ -166,8 +168,17 @@ def _place(where: str, leaf: Any, given: Any) -> Place:
     return Place(NamedSharding(there, leaf.sharding.spec))
 
 
-def _spot(w: Wanted) -> Spot:
-    return Spot(w.leaf.names, w.leaf.owner, w.shape, w.leaf.rounding)
+def _matched(source: Source, wanted: list[Wanted]) -> dict[Names, tuple[Names, ...]]:
+    """For each wanted leaf that is there the leaves that it is made of; boxed or not is the same."""
+    spots = [Spot(bare(w.leaf.names), w.leaf.owner, w.shape, w.leaf.rounding) for w in wanted]
+    saved = {bare(names): names for names in source.leaves}
+    there = {name: source.leaves[names] for name, names in saved.items()}
+    found = match(spots, {name: (s.shape, s.rounding) for name, s in there.items()})
+    return {
+        w.leaf.names: tuple(saved[name] for name in found[spot.names])
+        for w, spot in zip(wanted, spots, strict=True)
+        if spot.names in found
+    }
 
 
 def _left(source: Source, sources: dict[Names, tuple[Names, ...]]) -> list[Names]:
@@ -186,26 +197,33 @@ def _check(
     unused: str,
 ) -> None:
     """Refuse what does not match, all of it at once."""
+    there = {bare(names): s for names, s in source.leaves.items()}
+    misshapen: set[str] = set()
     shapes: dict[str, str] = {}
     others: dict[str, str] = {}
     lost: dict[str, str] = {}
     for w in wanted:
         names, name = w.leaf.names, spelled(w.leaf.names)
         is_lost = plan.saved(names) is None
-        alike = source.leaves.get(names) if is_lost else None
+        alike = there.get(bare(names)) if is_lost else None
         if alike is not None and alike.shape != w.shape:
             shapes[name] = f"has shape {w.shape} against {alike.shape}"
+            misshapen.add(spelled(bare(names)))
         elif is_lost and missing == "raise" and not w.leaf.rounding:
             lost[name] = ""
         elif (problem := plan.problem(names)) is not None:
             others[name] = problem
-    extra = [spelled(names) for names in left if not source.leaves[names].rounding]
+    extra = [
+        spelled(names)
+        for names in left
+        if not source.leaves[names].rounding and spelled(bare(names)) not in misshapen
+    ]
     problems = {
         "Of another shape": shapes,
         "Of another kind": others,
         'Not in the checkpoint (missing="keep" keeps what like has there)': lost,
         'Only in the checkpoint (unused="drop" leaves it out)': {
-            name: "" for name in extra if unused == "raise" and name not in shapes
+            name: "" for name in extra if unused == "raise"
         },
     }
     if any(problems.values()):

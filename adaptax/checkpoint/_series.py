@@ -1,21 +1,19 @@
 """A directory with the checkpoints of a run, one for each step."""
 
 import operator
-import shutil
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from .._core import _checks
-from . import _errors
+from . import _errors, _processes
 from ._file import Source, orbax, packed, path_of
 from ._report import Report
 from ._restore import check_choices, restored
-
-DELETED = ".deleted"  # where Orbax moves what is to be deleted, so that no step is half there
+from ._steps import Steps
+from ._writer import Writer
 
 
 class Restored(NamedTuple):
@@ -35,9 +33,13 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run: trees in a directory, by step.
 
-    Orbax stores them (`ocp.CheckpointManager`). A step is written beside the others and renamed
-    when it is whole, so that a process may be killed at any time: what is there is whole. What
-    it leaves behind is removed by the next process that saves.
+    Orbax stores them, as its `CheckpointManager` does. A step is written beside the others and
+    renamed when it is whole, so that a process may be killed at any time: what is there is whole.
+    What it leaves behind is removed by the next process that saves.
+
+    A step has checksums, which are verified before it is restored. One that was damaged since is
+    left out: it is not the latest, is not counted among those that are kept, and is replaced when
+    its number is saved again.
 
     It is a context manager, which waits for the last save. With `jax.distributed`, every process
     makes one for the same directory, and calls what it calls on all of them.
@@ -45,7 +47,7 @@ class Checkpoints:
     Args:
         directory: Where; made by the first save. Reading changes nothing in it, so an evaluation
             may read while a run writes.
-        keep: How many of the latest steps are kept; None keeps all.
+        keep: How many of the latest whole steps are kept; None keeps all.
         background: Whether `save` returns when the arrays are copied, and writes meanwhile. What
             goes wrong then is raised by the next call.
 
@@ -75,48 +77,73 @@ class Checkpoints:
             raise _errors.not_a_directory("Checkpoints", self.directory)
         self._keep = keep
         self._background = background
-        self._writer: Any = None
+        self._steps = Steps(self.directory)
+        self._writer: Writer | None = None
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that are there, ascending."""
+        """The steps that are there, ascending.
+
+        Those that are known to be damaged are left out, and those with files that are missing or
+        of another length; what is in the files is verified by `latest` and `restore`.
+        """
         self.wait()
-        ocp = orbax("Checkpoints")
-        names = ocp.path.step.standard_name_format()
-        return tuple(sorted(found.step for found in names.find_all(self.directory)))
+        return tuple(self._steps.seem_whole())
 
     @property
     def latest(self) -> int | None:
-        """The latest step that is there; None if there is none."""
-        return max(self.steps, default=None)
+        """The latest step that is whole; None, with a warning if steps are there, if none is.
+
+        It is verified: its files are read, once by each object unless they change.
+        """
+        self.wait()
+        return self._steps.steady("Checkpoints", self._latest)
+
+    def _latest(self) -> int | None:
+        problems = []
+        for step in reversed(self._steps.listed()):
+            problem = self._steps.damage("Checkpoints", step)
+            if problem is None:
+                return step
+            problems.append(problem)
+        for problem in problems:
+            warnings.warn(f"{problem} It is left out, and no other step is whole.", stacklevel=4)
+        return None
 
     def save(self, step: Any, tree: Any) -> None:
         """Write a tree.
 
-        The arrays may be donated, or numpy arrays changed, when this returns.
+        The arrays may be donated, or numpy arrays changed, when this returns. A damaged step of
+        the same number is replaced.
 
         Args:
-            step: The step, >= 0, after all that are there.
+            step: The step, >= 0, after all that are there and whole.
             tree: A pytree of arrays, numbers and random keys (`jax.random.key`): parameters, the
                 state of a transformation, the position in the data. With several processes, an
                 array that is on one process alone is taken to be the same on all.
 
         Raises:
             TypeError: A leaf is something else.
-            ValueError: The step is not after those that are there.
+            ValueError: The step is not after those that are there, or Orbax can't write the name
+                of a leaf.
         """
         number = _step("save", step)
         item, metadata = packed("save", tree)
-        writer = self._open()
-        self._tidy()
-        latest = writer.latest_step()
-        if latest is not None and number <= latest:
-            raise _errors.step_is_there("save", number, latest)
-        ocp = orbax("Checkpoints")
-        args = ocp.args.PyTreeSave(item, custom_metadata=metadata)
-        writer.save(number, args=args, force=True)  # else Orbax decides whether to save
+        self.wait()
+        self._steps.steady("save", lambda: self._make_way(number))
+        with self._renewed():
+            self._open().save(self._steps.path(number), item, metadata)
         if not self._background:
-            self._tidy()
+            self.wait()
+
+    def _make_way(self, step: int) -> None:
+        """Refuse a step that is not after all whole ones; remove a damaged one of its number."""
+        later = [other for other in self._steps.listed() if other >= step]
+        for other in reversed(later):
+            if self._steps.damage("save", other) is None:
+                raise _errors.step_is_there("save", step, other)
+        if step in later:
+            self._remove(step)
 
     def restore(
         self,
@@ -142,7 +169,7 @@ class Checkpoints:
                 numbers. Values are needed only for leaves that are kept, and for arrays that are
                 to be encoded: then give a state from `tx.init`.
             step: The step; None takes the latest one, leaving out with a warning those that are
-                not whole.
+                damaged.
             shardings: A sharding, or a tree of them like `like` or a prefix of it, None where
                 jax decides. By default that of each leaf of `like`. Each process reads its
                 shards, whatever the shardings and processes were when it was saved.
@@ -156,19 +183,46 @@ class Checkpoints:
         Raises:
             FileNotFoundError: There is no checkpoint, or not this one.
             TreeMismatchError: The checkpoint and `like` don't match; the message lists paths.
-            ValueError: The files are damaged.
+            ValueError: Files are damaged (the message names them), or a sharding does not fit.
         """
         check_choices("restore", missing, unused)
-        wanted = None if step is None else _step("restore", step)
-        number, source = self._find(wanted)
-        try:
-            tree, report = restored("restore", source, like, shardings, missing, unused)
-        except _errors.DamagedError as error:
-            raise self._with_others(error, number) from error.__cause__
-        return Restored(number, tree, report)
+        number = None if step is None else _step("restore", step)
+        self.wait()
+
+        def read() -> tuple[Restored, list[_errors.DamagedError]]:
+            return self._read(
+                number, lambda s: restored("restore", s, like, shardings, missing, unused)
+            )
+
+        result, left_out = self._steps.steady("restore", read)
+        for problem in left_out:
+            warnings.warn(f"{problem} It is left out.", stacklevel=2)
+        return result
+
+    def _read(
+        self, step: int | None, read: Callable[[Source], tuple[Any, Report]]
+    ) -> tuple[Restored, list[_errors.DamagedError]]:
+        """A step, or the latest that is whole; and what is wrong with those after it."""
+        steps = self._steps.listed()
+        if step is not None and step not in steps:
+            raise _errors.no_step("restore", step, steps)
+        if not steps:
+            raise _errors.no_checkpoint("restore", self.directory)
+        problems: list[_errors.DamagedError] = []
+        for number in [step] if step is not None else reversed(steps):
+            try:
+                source = self._steps.open("restore", number)
+                with self._steps.reading(number):
+                    return Restored(number, *read(source)), problems
+            except _errors.DamagedError as error:
+                if step is not None:
+                    others = [other for other in self._steps.seem_whole() if other != step]
+                    raise _errors.with_others(error, others) from error.__cause__
+                problems.append(error)
+        raise _errors.none_whole("restore", self.directory, steps, problems)
 
     def delete(self, step: Any) -> None:
-        """Remove a step.
+        """Remove a step, whole or damaged.
 
         Args:
             step: The step.
@@ -177,22 +231,28 @@ class Checkpoints:
             FileNotFoundError: It is not there.
         """
         number = _step("delete", step)
-        if number not in self.steps:
-            raise _errors.no_step("delete", number, self.steps)
-        self._open().delete(number)
-        self._tidy()
+        self.wait()
+        steps = self._steps.listed()
+        if number not in steps:
+            raise _errors.no_step("delete", number, steps)
+        self._remove(number)
+
+    def _remove(self, step: int) -> None:
+        if _processes.is_0():
+            self._steps.remove(step)
+        _processes.meet()
 
     def wait(self) -> None:
         """Wait until what is being saved is there; raise what went wrong."""
         if self._writer is not None:
-            self._writer.wait_until_finished()
+            with self._renewed():
+                self._writer.wait()
 
     def close(self) -> None:
-        """Wait, and release what is open."""
+        """Wait, and release what is open; raise what went wrong."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-            self._remove_deleted()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -205,70 +265,31 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def _open(self) -> Any:
-        """The writer, made when it is needed: it removes what a killed process left."""
+    def _open(self) -> Writer:
+        """The writer, made when it is needed; what a killed process left is removed."""
         if self._writer is None:
-            ocp = orbax("Checkpoints")
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep,
-                todelete_subdir=DELETED,
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=self._background,
-            )
-            self._writer = ocp.CheckpointManager(self.directory, options=options)
+            if _processes.is_0():
+                self._steps.tidy()
+            self._writer = Writer("save", self.directory, items=True, committed=self._committed)
         return self._writer
 
-    def _tidy(self) -> None:
-        """Wait, and remove what was deleted."""
-        self.wait()
-        self._remove_deleted()
-
-    def _remove_deleted(self) -> None:
-        if jax.process_index() == 0 and "://" not in str(self.directory):
-            shutil.rmtree(self.directory / DELETED, ignore_errors=True)
-
-    def _source(self, step: int) -> Source:
+    @contextmanager
+    def _renewed(self) -> Iterator[None]:
+        """Take another writer after one that has failed."""
         try:
-            return Source("restore", self.directory / str(step))
-        except _errors.DamagedError as error:
-            raise self._with_others(error, step) from error.__cause__
+            yield
+        except Exception:
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                with suppress(Exception):
+                    writer.close()
+            raise
 
-    def _find(self, step: int | None) -> tuple[int, Source]:
-        """The step that is asked for, or the latest whole one."""
-        steps = self.steps
-        if step is not None:
-            if step not in steps:
-                raise _errors.no_step("restore", step, steps)
-            return step, self._source(step)
-        found = self._latest_whole(steps) if jax.process_index() == 0 else None
-        number = _of_process_0(None if found is None else found[0])
-        if number is None and steps:
-            raise _errors.none_whole("restore", self.directory, steps)
-        if number is None:
-            raise _errors.no_checkpoint("restore", self.directory)
-        return found or (number, self._source(number))
-
-    def _latest_whole(self, steps: tuple[int, ...]) -> tuple[int, Source] | None:
-        for step in reversed(steps):
-            try:
-                return step, Source("restore", self.directory / str(step))
-            except _errors.DamagedError as error:
-                warnings.warn(f"{error} It is left out.", stacklevel=4)
-        return None
-
-    def _with_others(self, error: _errors.DamagedError, step: int) -> ValueError:
-        return _errors.with_others(error, [other for other in self.steps if other != step])
-
-
-def _of_process_0(step: int | None) -> int | None:
-    """What process 0 found, on all processes."""
-    if jax.process_count() == 1:
-        return step
-    from jax.experimental import multihost_utils
-
-    number = np.int64(-1 if step is None else step)
-    number = int(multihost_utils.broadcast_one_to_all(number))
-    return None if number < 0 else number
+    def _committed(self, path: Any) -> None:
+        """What process 0 does when a step is there: it removes older ones."""
+        step = int(path.name)
+        self._steps.trust(step)
+        self._steps.prune(self._keep, step)
 
 
 def _step(where: str, step: Any) -> int:
