@@ -121,9 +121,9 @@ def prodigy(
         d = state.estim_lr
         rate = d * learning_rate * jnp.sqrt(weight(b2, t)) / weight(b1, t)
         push = (d if safeguard_warmup else rate) * d / estim_lr0
-        come = _tree.total(_inner_product, updates, state.params0, params)
+        come = _tree.total(_inner_product, updates, state.params0, params, like=d)
         r = b3.value * state.numerator_weighted + rate * d / estim_lr0 * come
-        norm = _tree.total(functools.partial(_l1_norm, b3.value, push), updates, state.grad_sum)
+        norm = _tree.total(functools.partial(_l1_norm, b3.value, push), updates, state.grad_sum, like=d)
         found = jnp.where(norm > 0, estim_lr_coef * r / norm, 0.0)
         return {
             "estim_lr": jnp.maximum(d, found),

@@ -17,6 +17,7 @@ from .._core import (
     Pair,
     Transform,
     _checks,
+    _manual,
     _tree,
     apply_updates,
     compute_dtype,
@@ -92,7 +93,7 @@ def _next(
     if start <= 1 and every == 1:
         return count, *averaged()
     due = (count >= start) & ((count - start) % every == 0)
-    return count, *jax.lax.cond(due, averaged, lambda: (n, mean))
+    return count, *_manual.cond(due, averaged, lambda: (n, mean))
 
 
 @jax.jit

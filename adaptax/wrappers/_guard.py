@@ -13,8 +13,8 @@ from .._core import (
     OptState,
     Pair,
     Transform,
+    _manual,
     _tree,
-    global_norm,
     node_of,
     safe_increment,
     transformation,
@@ -144,7 +144,7 @@ def guard(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked("guard", GuardState, state)
-        norm = global_norm(updates).astype(state.norm.dtype)
+        norm = _manual.norm(_tree.entries(updates), state.norm).astype(state.norm.dtype)
         finite = jnp.isfinite(norm)
         norms, accept = state.norms, finite
         if max_deviation is not None:
