@@ -188,7 +188,7 @@ def total(f: Any, updates: Any, *others: Any, like: Any, where: str = "update") 
     Of arrays that are parts of larger ones, over all devices that share the number `like`. Where
     types do not say whether they are parts or copies, it is the mean of the devices' sums.
     """
-    real = compute_dtype(updates)
+    real = _numerics.compute_dtype(compute_dtype(updates), jnp.result_type(like))
     trees = Aligned(where, updates, [Beside(where, "the other tree", tree) for tree in others])
     terms = [
         _manual.total(f(g, *rest).astype(real), like)

@@ -28,7 +28,7 @@ from .._core import (
     widen,
 )
 from .._core._kinds import StaticInt
-from ._shared import scalar, side_by_side, toward, wide_copy
+from ._shared import scalar, side_by_side, toward, widened
 
 Start = Annotated[int, StaticInt(0)]
 
@@ -118,7 +118,7 @@ def _averaging(
 
     def init(params: Any) -> AverageState:
         zero = jnp.zeros((), jnp.int32)
-        mean = jax.tree.map(wide_copy, params)
+        mean = jax.tree.map(widened, params)
         return AverageState(zero, jnp.zeros_like(zero), mean, node.init(params))
 
     def update(
