@@ -10,7 +10,6 @@ transformation that is an argument of a jitted function, have the digits of thei
 float32.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -18,8 +17,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._core import NonNegative, Number, Numbers, Positive, Real, _checks, schedule
-from ._core._numerics import INT32_MAX
+from ._core import NonNegative, Number, Numbers, Positive, Real, _checks, _steps, schedule
 
 
 class _Scales(Number):
@@ -42,72 +40,14 @@ class _Scales(Number):
         return value
 
 
-def _first(step: Any) -> tuple[Any, Any]:
-    """The first whole step at or after a number of steps, int32, and by how much it is later.
-
-    A Python number is split in double precision; a traced one has the digits of its dtype. One
-    beyond 2^31 - 1 is never reached: the rest is negative then.
-    """
-    if isinstance(step, float | int):
-        first = min(math.ceil(step), INT32_MAX)
-        return np.int32(first), first - step
-    step = jnp.asarray(step)
-    if jnp.issubdtype(step.dtype, jnp.integer):
-        return step.astype(jnp.int32), 0.0
-    step = step.astype(jnp.result_type(float))
-    whole, beyond = jnp.ceil(step), np.asarray(2.0**31, step.dtype)
-    first = jnp.minimum(whole, np.nextafter(beyond, 0)).astype(jnp.int32)
-    first = jnp.where(whole < beyond, first, np.int32(INT32_MAX))
-    return first, jnp.minimum(whole, beyond) - step
-
-
-def _since(count: Any, step: Any) -> tuple[Any, Any]:
-    """The number of steps since another: a whole one, and a rest to add.
-
-    A count that is not an integer, as in a plot, is subtracted in floating point.
-    """
-    count = jnp.asarray(count)
-    if not jnp.issubdtype(count.dtype, jnp.integer):
-        return jnp.asarray(count, jnp.result_type(float)) - step, 0.0
-    if count.dtype.itemsize < 4:
-        count = count.astype(jnp.int32)
-    elif jnp.issubdtype(count.dtype, jnp.unsignedinteger):
-        count = jnp.minimum(count, INT32_MAX).astype(jnp.int32)
-    first, rest = _first(step)
-    return count - jnp.asarray(first, count.dtype), rest
-
-
-def _reached(count: Any, step: Any) -> Any:
-    """Whether a step is reached."""
-    whole, rest = _since(count, step)
-    return (whole >= 0) & (rest >= 0)
-
-
-def _elapsed(count: Any, begin: Any) -> Any:
-    """The number of steps since `begin`, as a float: exact differences, rounded once."""
-    whole, rest = _since(count, begin)
-    return whole.astype(jnp.result_type(float)) + rest
-
-
 def _from_zero(step: Any) -> Any:
     """The later of a step and 0; a Python number stays one."""
     return max(step, 0.0) if isinstance(step, float) else jnp.maximum(step, 0)
 
 
-def _periods(count: Any, begin: Any, steps: Any) -> Any:
-    """How many periods of `steps` steps are over; exact where `steps` is a whole number."""
-    since, (first, rest) = jnp.maximum(_since(count, begin)[0], 0), _first(steps)
-    real = jnp.result_type(float)
-    periods = jnp.floor(jnp.maximum(_elapsed(count, begin), 0) / jnp.where(steps > 0, steps, 1))
-    if not jnp.issubdtype(since.dtype, jnp.integer):
-        return periods
-    exact = since // jnp.maximum(jnp.asarray(first, since.dtype), 1)
-    return jnp.where(rest == 0, exact.astype(real), periods)
-
-
 def _progress(count: Any, begin: Any, steps: Any) -> Any:
     """How much of a transition is done, from 0 to 1; 0 for a transition of no steps."""
-    done = jnp.clip(_elapsed(count, begin) / jnp.where(steps > 0, steps, 1), 0.0, 1.0)
+    done = jnp.clip(_steps.elapsed(count, begin) / jnp.where(steps > 0, steps, 1), 0.0, 1.0)
     return jnp.where(steps > 0, done, 0.0)
 
 
@@ -200,9 +140,9 @@ def exponential_decay(
     def at(count: Any) -> Any:
         begin = _from_zero(transition_begin)
         if staircase:
-            exponent = _periods(count, begin, transition_steps)
+            exponent = _steps.periods(count, begin, transition_steps)
         else:
-            elapsed = jnp.maximum(_elapsed(count, begin), 0)
+            elapsed = jnp.maximum(_steps.elapsed(count, begin), 0)
             exponent = elapsed / jnp.where(transition_steps > 0, transition_steps, 1)
         frozen = jnp.logical_or(transition_steps <= 0, decay_rate == 0)
         value = init_value * jnp.where(frozen, 1.0, decay_rate**exponent)
@@ -283,7 +223,7 @@ def warmup_cosine_decay_schedule(
         up = init_value + (peak_value - init_value) * _progress(count, 0, warmup_steps)
         s = _progress(count, warmup_steps, decay_steps - warmup_steps)
         down = end_value + (peak_value - end_value) * _half_cosine(s) ** exponent
-        return jnp.where(_reached(count, warmup_steps), down, up)
+        return jnp.where(_steps.reached(count, warmup_steps), down, up)
 
     return at
 
@@ -304,7 +244,7 @@ def piecewise_constant_schedule(
     def at(count: Any) -> Any:
         value = init_value
         for boundary, factor in (boundaries_and_scales or {}).items():
-            value = jnp.where(_reached(count, boundary), value * factor, value)
+            value = jnp.where(_steps.reached(count, boundary), value * factor, value)
         return value
 
     return at
@@ -337,8 +277,8 @@ def join_schedules(
     def at(count: Any) -> Any:
         value = _value(schedules[0], count)
         for boundary, later in zip(boundaries, schedules[1:], strict=True):
-            here = _value(later, _since(count, boundary)[0])
-            value = jnp.where(_reached(count, boundary), here, value)
+            here = _value(later, _steps.since(count, boundary)[0])
+            value = jnp.where(_steps.reached(count, boundary), here, value)
         return value
 
     return at

@@ -154,12 +154,25 @@ class Leafwise:
         count = None if count is None else safe_increment(count)
         shared = {}
         if self.shared is not None:
-            t = None if count is None else count.astype(_tree.compute_dtype(updates))
-            here = self.structure.link(numbers).shared  # its closure has this step's numbers
-            assert here is not None
-            with mixing(*jax.tree.leaves((updates, params))):
-                shared = here(t, updates, params, state)
+            shared = self._shared(count, numbers, updates, params, state)
         return Operands(count, numbers, shared)
+
+    def _shared(
+        self, count: Any, numbers: dict[str, Any], updates: Any, params: Any, state: Any
+    ) -> dict[str, Any]:
+        """What `shared` computes of the trees, all of its scalars in one dtype."""
+        held = {name: getattr(state, name) for name in self.scalars}
+        real = compute_dtype(_tree.compute_dtype(updates), *map(jnp.result_type, held.values()))
+
+        def cast(x: Any) -> Any:
+            return x if isinstance(x, float) else jnp.asarray(x, real)
+
+        here = self.structure.link(jax.tree.map(cast, numbers)).shared
+        assert here is not None  # its closure has this step's numbers
+        t = None if count is None else count.astype(real)
+        state = state._replace(**{name: cast(x) for name, x in held.items()})
+        with mixing(*jax.tree.leaves((updates, params))):
+            return here(t, updates, params, state)
 
 
 def _scheduled(value: Any) -> bool:
@@ -303,7 +316,8 @@ def _next_state(link: Leafwise, state: Any, operands: Operands, slots: dict[str,
     fields = {**state._asdict(), **slots}
     if link.counts:
         fields["count"] = operands.count
-    fields |= {name: operands.shared[name] for name in link.scalars if name in operands.shared}
+    for name in link.scalars.keys() & operands.shared.keys():
+        fields[name] = operands.shared[name].astype(jnp.result_type(getattr(state, name)))
     state = link.state(**fields)
     return state if link.wrap is None else link.wrap(state)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import _checks, _numerics
+from . import _checks, _manual, _numerics
 
 
 class MaskedNode(NamedTuple):
@@ -182,13 +182,19 @@ def compute_dtype(tree: Any) -> Any:
     return _numerics.compute_dtype(*(d for d in every if jnp.issubdtype(d, jnp.inexact)))
 
 
-def total(f: Any, updates: Any, *others: Any, where: str = "update") -> Any:
-    """Σ f(g, ...) over the leaves that have a gradient; f returns a scalar, float32 or wider."""
-    real = compute_dtype(updates)
+def total(f: Any, updates: Any, *others: Any, like: Any, where: str = "update") -> Any:
+    """Σ f(g, ...) over the leaves that have a gradient; f returns a scalar, float32 or wider.
+
+    Of arrays that are parts of larger ones, over all devices that share the number `like`. Where
+    types do not say whether they are parts or copies, it is the mean of the devices' sums.
+    """
+    real = _numerics.compute_dtype(compute_dtype(updates), jnp.result_type(like))
     trees = Aligned(where, updates, [Beside(where, "the other tree", tree) for tree in others])
     terms = [
-        f(g, *rest).astype(real)
+        _manual.total(f(g, *rest).astype(real), like)
         for g, *rest in zip(trees.leaves, *trees.columns, strict=True)
         if g is not None and not is_float0(g)
     ]
-    return _numerics.fold(jnp.sum, terms) if terms else jnp.zeros((), real)
+    if not terms:
+        return jnp.zeros((), real)
+    return _manual.mean(_numerics.fold(jnp.sum, terms), like)

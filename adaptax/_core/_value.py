@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from . import _checks
+from ._fresh import fresh
 from ._kinds import Kind, frozen, kind_of
 
 P = ParamSpec("P")
@@ -129,7 +130,8 @@ class Method:
         self.name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.call.built, self.name)(*args, **kwargs)
+        result = getattr(self.call.built, self.name)(*args, **kwargs)
+        return fresh(result, args, kwargs, self.call.numbers) if self.name == "init" else result
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -169,7 +169,7 @@ def _place(where: str, leaf: Any, given: Any) -> Place:
 
 
 def _matched(source: Source, wanted: list[Wanted]) -> dict[Names, tuple[Names, ...]]:
-    """For each wanted leaf that is there the leaves that it is made of; boxed or not is the same."""
+    """For each wanted leaf that is there, the leaves that it is made of, boxed or not."""
     spots = [Spot(bare(w.leaf.names), w.leaf.owner, w.shape, w.leaf.rounding) for w in wanted]
     saved = {bare(names): names for names in source.leaves}
     there = {name: source.leaves[names] for name, names in saved.items()}

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._core import _manual
+
 NEAREST = np.uint32(2**31)
 """In the place of a random number, this rounds to the nearest."""
 
@@ -113,6 +115,8 @@ def top_octave(x: Any, old: Any) -> Any:
     size = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
     size = jnp.where(size < 0x7F800000, size, 0)
     top = jnp.max(size, axis=rows(x.shape), keepdims=True, initial=0)
+    split = () if old is None else _manual.parted(top, old)  # a row that devices have parts of
+    top = jax.lax.pmax(top, split) if split else top
     wanted = jnp.clip((top >> 23) + 1, 32, 222)
     if old is None:
         return wanted.astype(jnp.uint8)

@@ -349,7 +349,7 @@ def encode_state(tx: GradientTransformation, state: OptState, params: Any) -> St
     call = call_of(tx)
     seed = 0 if call is None else call.given.get("seed", 0)
     counts = [x for path, x in jax.tree_util.tree_leaves_with_path(state) if _is_count(path)]
-    count = jnp.asarray(counts[0], jnp.int32) if counts else jnp.zeros((), jnp.int32)
+    count = jnp.array(counts[0], jnp.int32) if counts else jnp.zeros((), jnp.int32)
     return StoreState(count, _closed(codecs, state, seed))
 
 

@@ -63,7 +63,9 @@ def _inner_product(g: Any, p0: Any, p: Any) -> Any:
 @jax.jit
 def _l1_norm(b3: Any, push: Any, g: Any, s: Any) -> Any:
     """‖s‖₁ of one leaf after this step."""
-    return jnp.sum(jnp.abs(b3 * s + push * widen(g, compute_dtype(g.dtype, s.dtype))))
+    real = compute_dtype(g.dtype, s.dtype)
+    b3, push = jnp.asarray(b3, real), jnp.asarray(push, real)
+    return jnp.sum(jnp.abs(b3 * widen(s, real) + push * widen(g, real)))
 
 
 @transformation
@@ -121,9 +123,10 @@ def prodigy(
         d = state.estim_lr
         rate = d * learning_rate * jnp.sqrt(weight(b2, t)) / weight(b1, t)
         push = (d if safeguard_warmup else rate) * d / estim_lr0
-        come = _tree.total(_inner_product, updates, state.params0, params)
+        come = _tree.total(_inner_product, updates, state.params0, params, like=d)
         r = b3.value * state.numerator_weighted + rate * d / estim_lr0 * come
-        norm = _tree.total(functools.partial(_l1_norm, b3.value, push), updates, state.grad_sum)
+        after = functools.partial(_l1_norm, b3.value, push)
+        norm = _tree.total(after, updates, state.grad_sum, like=d)
         found = jnp.where(norm > 0, estim_lr_coef * r / norm, 0.0)
         return {
             "estim_lr": jnp.maximum(d, found),
@@ -148,5 +151,5 @@ def prodigy(
         exp_avg=Slot(),
         exp_avg_sq=Slot(real=True),
         grad_sum=Slot(),
-        params0=Slot(make=lambda param, dtype: jnp.array(param)),
+        params0=Slot(make=lambda param, dtype: jnp.asarray(param)),
     )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._core import apply_updates, set_numbers
+from .._core._manual import each_alone
 
 AXIS = "settings"
 LANES, WHOLE = PartitionSpec(AXIS), PartitionSpec()
@@ -66,7 +67,11 @@ class Plan:
     def over_lanes(self, f: Any, in_specs: Any, out_specs: Any) -> Any:
         """A function of lanes, each device doing its own."""
         return jax.shard_map(
-            f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+            each_alone(f),
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=False,
         )
 
     def place(self, tree: Any, spec: PartitionSpec) -> Any:

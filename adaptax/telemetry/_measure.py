@@ -175,13 +175,14 @@ def measured(
     tx: Any = None,
     eps: Any = None,
     step: Any = 0,
+    like: Any = None,
 ) -> Sample:
-    """`measure`, of the leaves of some names."""
+    """`measure`, of the leaves of some names; for `like` see `Rows`."""
     whole = trees.updates if trees.params is None else trees.params
     u, p, g, v = (_column(trees, name) for name in ("updates", "params", "gradients", "previous"))
     real = compute_dtype(*(x.dtype for column in (u, p, g, v) for x in column.values()))
     slots = slots_of(trees.state, whole)
-    rows = Rows(list(names.values()), list(groups.values()), real)
+    rows = Rows(list(names.values()), list(groups.values()), real, like)
     of_u, of_p, of_g = (rows.stats(column) for column in (u, p, g))
     values = {
         f"{name}_{how}": getattr(of, how)

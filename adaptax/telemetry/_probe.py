@@ -14,6 +14,7 @@ from .._core import (
     Pair,
     Transform,
     _checks,
+    _manual,
     node_of,
     safe_increment,
     transformation,
@@ -89,7 +90,7 @@ def probe(
         whole = trees.updates if trees.params is None else trees.params
         rows = numbers("probe", whole, names)
         chosen = members("probe", groups, list(rows))
-        return measured(trees, rows, chosen, tx=inner, eps=eps, step=step)
+        return measured(trees, rows, chosen, tx=inner, eps=eps, step=step, like=step)
 
     def init(params: Any) -> ProbeState:
         inner_state = node.init(params)
@@ -121,7 +122,7 @@ def probe(
         due, samples = state.count % every == 0, state.samples
         if isinstance(due, Tracer):
             # The branch makes the update again, so that nothing outside is kept for it alone.
-            samples = jax.lax.cond(due, lambda: taken(*update_inner(updates)), lambda: samples)
+            samples = _manual.cond(due, lambda: taken(*update_inner(updates)), lambda: samples)
             new, inner_state = update_inner(_after(samples, updates))
         else:
             new, inner_state = update_inner(updates)

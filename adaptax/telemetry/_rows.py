@@ -1,5 +1,6 @@
 """Reductions of leaves, and their combination into rows: leaves, groups, total."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core import widen
+from .._core import _manual, widen
 
 Column = Mapping[int, Any]
 """Arrays by the number of their leaf among all leaves of the tree."""
@@ -33,16 +34,23 @@ class Rows:
         leaves: The numbers of the leaves that have a row.
         groups: For each group the places of its leaves among these.
         real: The dtype.
+        like: A number that devices share inside `jax.shard_map`, so that the rows are about whole
+            arrays where they hold parts; None: the arrays are whole.
     """
 
-    def __init__(self, leaves: Sequence[int], groups: Sequence[Sequence[int]], real: Any):
+    def __init__(
+        self, leaves: Sequence[int], groups: Sequence[Sequence[int]], real: Any, like: Any = None
+    ):
         self.leaves = list(leaves)
         self.sets = [*groups, range(len(self.leaves))]
         self.real = real
+        self.like = like
 
     def stats(self, arrays: Column) -> Stats:
         """The statistics of the arrays of one tree."""
-        sizes = np.array([arrays[i].size if i in arrays else 0 for i in self.leaves], np.float64)
+        split = {i: self._split(x) for i, x in arrays.items()}
+        every = [arrays[i].size * _parts_over(split[i]) if i in arrays else 0 for i in self.leaves]
+        sizes = np.array(every, np.float64)
 
         def together(table: Any, at: np.ndarray) -> Any:
             shares = jnp.asarray(sizes[at] / max(sizes[at].sum(), 1), self.real)
@@ -50,13 +58,15 @@ class Rows:
             total = _norm(norm), jnp.max(peak), jnp.sum(shares * mean), jnp.sum(count)
             return jnp.stack(total)
 
-        table = self._table({i: stats_of(x, self.real) for i, x in arrays.items()}, together, 4)
+        vectors = {i: _of_parts(stats_of(x, self.real), split[i]) for i, x in arrays.items()}
+        table = self._table(vectors, together, 4)
         entries = [*sizes, *(sizes[list(one)].sum() for one in self.sets)]
         root = jnp.asarray(np.sqrt(np.maximum(entries, 1)), self.real)
         return Stats(*table.T, rms=table[:, 0] / root)
 
     def fraction(self, pairs: Column) -> Any:
         """Σ a / Σ b of pairs of counts (a, b)."""
+        pairs = {i: _sum_of_parts(x, self._split(x)) for i, x in pairs.items()}
         part, whole = self._table(pairs, lambda table, at: jnp.sum(table, 0), 2).T
         return part / whole
 
@@ -72,6 +82,10 @@ class Rows:
             totals.append(jnp.sum(terms) if at.size else table[row])
         return jnp.concatenate([table[:n], jnp.stack(totals)])
 
+    def _split(self, x: Any) -> tuple[Any, ...]:
+        """The mesh axes over which an array is in parts."""
+        return () if self.like is None else _manual.parted(x, self.like)
+
     def _table(self, vectors: Column, together: Callable[[Any, Any], Any], width: int) -> Any:
         """A vector for each row; NaN where no leaf has one."""
         nothing = jnp.full(width, jnp.nan, self.real)
@@ -81,6 +95,23 @@ class Rows:
             at = np.array([k for k in one if self.leaves[k] in vectors], np.int32)
             table.append(together(leaves[at], at) if at.size else nothing)
         return jnp.stack(table)
+
+
+def _parts_over(axes: tuple[Any, ...]) -> int:
+    return math.prod(map(jax.lax.axis_size, axes))
+
+
+def _sum_of_parts(x: Any, axes: tuple[Any, ...]) -> Any:
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def _of_parts(stats: Any, axes: tuple[Any, ...]) -> Any:
+    """`stats_of` an array from those of its parts."""
+    if not axes:
+        return stats
+    norm, peak, mean, nonfinite = stats
+    norm, peak = _manual.norm_of_parts(norm, axes), _manual.maximum(peak, axes)
+    return jnp.stack([norm, peak, jax.lax.pmean(mean, axes), jax.lax.psum(nonfinite, axes)])
 
 
 def _norm(x: Any) -> Any:

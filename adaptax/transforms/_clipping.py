@@ -9,11 +9,11 @@ from .._core import (
     EmptyState,
     Leafwise,
     PositiveBound,
+    _manual,
     _tree,
     bounded,
     leafwise,
     root_mean_square,
-    scaled_norm,
     transformation,
 )
 
@@ -43,7 +43,8 @@ def clip_by_global_norm(max_norm: Bound) -> Leafwise:
     An infinite entry counts as the largest finite number: k of them become
     :math:`\pm c / \sqrt{k}` and leave next to nothing to the others. If all are finite but the
     norm is beyond the dtype, the norm of the result is still c. With a NaN, nothing is scaled,
-    so that it shows.
+    so that it shows. Inside `jax.shard_map` the norm is that of whole arrays, where types say that
+    these are parts.
 
     Args:
         max_norm: c in [0, inf], in the unit of the updates; infinity does not clip.
@@ -54,7 +55,7 @@ def clip_by_global_norm(max_norm: Bound) -> Leafwise:
     """
 
     def shared(t: Any, updates: Any, params: Any, state: Any) -> dict[str, Any]:
-        scale, norm = scaled_norm(_tree.entries(updates), finite=True)
+        scale, norm = _manual.scaled_norm(_tree.entries(updates), finite=True)
         large, one = norm / scale > max_norm, jnp.ones_like(norm)
         return {
             "factor": jnp.where(large, max_norm / norm, one),

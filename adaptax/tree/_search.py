@@ -92,7 +92,8 @@ def set(tree: Any, filtering: Filter | None = None, /, **kwargs: Any) -> Any:
     Args:
         tree: A tree: a state, parameters, or a transformation with its numbers.
         filtering: `filtering(path, value)` says whether a value is meant.
-        **kwargs: New values by name: a field, a key or a class; see `get_all_with_path`.
+        **kwargs: New values by name: a field, a key or a class; see `get_all_with_path`. The second
+            and later places of an array get copies, so that the tree can be donated.
 
     Raises:
         KeyError: The tree has no value of a name (or none that is meant); the message lists the
@@ -106,14 +107,20 @@ def set(tree: Any, filtering: Filter | None = None, /, **kwargs: Any) -> Any:
         if not get_all_with_path(tree, name, filtering):
             raise _missing(name, tree, filtered=bool(get_all_with_path(tree, name)))
 
+    unused = dict(kwargs)
+
     def replaced(path: KeyPath, node: Any) -> Any:
         for name in _names(path, node):
             if name in kwargs and (filtering is None or filtering(path, node)):
-                return kwargs[name]
+                return unused.pop(name) if name in unused else jax.tree.map(_copy, kwargs[name])
         children, treedef = _children(path, node)
         return treedef.unflatten(replaced(*child) for child in children) if children else node
 
     return replaced((), tree)
+
+
+def _copy(x: Any) -> Any:
+    return x.copy() if isinstance(x, jax.Array) else x
 
 
 def _nodes(path: KeyPath, node: Any) -> Iterator[tuple[KeyPath, Any]]:

@@ -20,9 +20,9 @@ from .._core import (
     Transform,
     Updates,
     _checks,
+    _manual,
     _tree,
     compute_dtype,
-    global_norm,
     node_of,
     safe_increment,
     transformation,
@@ -92,19 +92,19 @@ def skip_not_finite(
 
     Args:
         updates: The gradients.
-        gradient_step: Not used.
+        gradient_step: The number of updates done; devices that share it decide together.
         params: Not used.
 
     Returns:
         Whether to skip, and a dict of "should_skip" (bool) and "num_not_finite" (int32).
     """
-    skip = ~all_finite(updates)
+    skip = _manual.anywhere(~all_finite(updates), gradient_step)
     wrong = [
-        jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
+        _manual.total(jnp.sum(~jnp.isfinite(x), dtype=jnp.int32), gradient_step)
         for x in jax.tree.leaves(updates)
         if not _tree.is_float0(x) and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
     ]
-    total = sum(wrong, jnp.zeros((), jnp.int32))
+    total = _manual.largest(sum(wrong, jnp.zeros((), jnp.int32)), gradient_step)
     return skip, {"should_skip": skip, "num_not_finite": total}
 
 
@@ -118,7 +118,7 @@ def skip_large_updates(
 
     Args:
         updates: The gradients.
-        gradient_step: Not used.
+        gradient_step: The number of updates done; devices that share it decide together.
         params: Not used.
         max_squared_norm: The bound on the squared 2-norm of the whole tree, >= 0.
 
@@ -129,7 +129,7 @@ def skip_large_updates(
     >>> skip = functools.partial(adaptax.skip_large_updates, max_squared_norm=100.0)
     >>> tx = adaptax.MultiSteps(adaptax.adam(1e-3), 4, should_skip_update_fn=skip)
     """
-    norm = global_norm(updates)
+    norm = _manual.norm(_tree.entries(updates), gradient_step)
     concrete = isinstance(max_squared_norm, float | int)
     most = math.sqrt(max_squared_norm) if concrete else jnp.sqrt(max_squared_norm)
     skip = ~(norm < jnp.asarray(most, norm.dtype))
@@ -240,7 +240,8 @@ def MultiSteps(
         if should_skip_update_fn is None:
             return False, ()
         skip, info = should_skip_update_fn(updates, gradient_step, params)
-        return boolean("MultiSteps", "the answer of should_skip_update_fn", skip), info
+        skip = boolean("MultiSteps", "the answer of should_skip_update_fn", skip)
+        return _manual.anywhere(skip, gradient_step), info
 
     def init(params: Any) -> Any:
         _tree.check_arrays("MultiSteps", params)
@@ -258,7 +259,8 @@ def MultiSteps(
         if weighted:
             keep &= w != 0
         if nonfinite == "drop":
-            keep &= all_finite(updates) & jnp.isfinite(w)
+            whole = all_finite(updates) & jnp.isfinite(w)
+            keep &= _manual.everywhere(whole, state.mini_step)
         seen = state.weight if counts_weight else state.mini_step.astype(jnp.float32)
         weight = jnp.where(keep, seen + w, seen)
         k = _window(every_k_schedule, state.gradient_step)
@@ -269,7 +271,7 @@ def MultiSteps(
         dtypes = step.dtypes()
 
         def go() -> Any:
-            finite = all_finite(acc)
+            finite = _manual.everywhere(all_finite(acc), state.mini_step)
             done = choose(finite, lambda: step.done(dtypes, mean()), lambda: step.left_out(dtypes))
             return *done, jax.tree.map(jnp.zeros_like, acc), finite
 

@@ -17,6 +17,7 @@ from .._core import (
     Pair,
     Transform,
     _checks,
+    _manual,
     _tree,
     apply_updates,
     compute_dtype,
@@ -27,7 +28,7 @@ from .._core import (
     widen,
 )
 from .._core._kinds import StaticInt
-from ._shared import scalar, side_by_side, toward, wide_copy
+from ._shared import scalar, side_by_side, toward, widened
 
 Start = Annotated[int, StaticInt(0)]
 
@@ -92,7 +93,7 @@ def _next(
     if start <= 1 and every == 1:
         return count, *averaged()
     due = (count >= start) & ((count - start) % every == 0)
-    return count, *jax.lax.cond(due, averaged, lambda: (n, mean))
+    return count, *_manual.cond(due, averaged, lambda: (n, mean))
 
 
 @jax.jit
@@ -117,7 +118,7 @@ def _averaging(
 
     def init(params: Any) -> AverageState:
         zero = jnp.zeros((), jnp.int32)
-        mean = jax.tree.map(wide_copy, params)
+        mean = jax.tree.map(widened, params)
         return AverageState(zero, jnp.zeros_like(zero), mean, node.init(params))
 
     def update(

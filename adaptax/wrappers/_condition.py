@@ -10,6 +10,7 @@ from .._core import (
     Pair,
     Transform,
     _checks,
+    _manual,
     node_of,
     safe_increment,
     transformation,
@@ -82,6 +83,7 @@ def _conditionally(
         state = checked(where, state_class, state)
         proceed = condition(state.step, **(extra_args if forward else {}))
         proceed = boolean(where, "the result of should_transform_fn", proceed)
+        proceed = _manual.everywhere(proceed, state.step)
         step = Step(node, updates, state.inner_state, params, extra_args)
         new, inner_state = step.taken_if(proceed, instead)
         return new, state_class(step=safe_increment(state.step), inner_state=inner_state)
@@ -170,7 +172,7 @@ def apply_if_finite(inner: Transform, max_consecutive_errors: Annotated[int, Sta
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked("apply_if_finite", ApplyIfFiniteState, state)
-        finite = all_finite(updates)
+        finite = _manual.everywhere(all_finite(updates), state.notfinite_count)
         in_a_row = jnp.where(finite, 0, safe_increment(state.notfinite_count))
         step = Step(node, updates, state.inner_state, params, extra_args)
         new, inner_state = step.taken_if(finite | (in_a_row > max_consecutive_errors))

@@ -13,13 +13,14 @@ from .._core import (
     OptState,
     Pair,
     Transform,
+    _manual,
     _tree,
-    global_norm,
     node_of,
     safe_increment,
     transformation,
 )
 from .._core._kinds import StaticInt
+from .._core._numerics import INT32_MAX
 from ._step import Step, checked, inner_part, only_state
 
 
@@ -144,7 +145,7 @@ def guard(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked("guard", GuardState, state)
-        norm = global_norm(updates).astype(state.norm.dtype)
+        norm = _manual.norm(_tree.entries(updates), state.norm).astype(state.norm.dtype)
         finite = jnp.isfinite(norm)
         norms, accept = state.norms, finite
         if max_deviation is not None:
@@ -171,6 +172,11 @@ def _counted(count: Any, happened: Any) -> Any:
     return jnp.where(happened, safe_increment(count), count)
 
 
+def _sum(a: Any, b: Any) -> Any:
+    """The sum of two counts, staying at the largest int32."""
+    return a + jnp.minimum(b, INT32_MAX - a)
+
+
 @jax.jit
 def _limit(norms: Any, accepted: Any, deviation: Any) -> Any:
     """The largest norm to be accepted after these; infinite while there are too few."""
@@ -181,7 +187,7 @@ def _limit(norms: Any, accepted: Any, deviation: Any) -> Any:
     unit = jnp.where(peak > 0, peak, jnp.ones_like(peak))  # squares of norms may overflow
     x = norms / unit  # zero where there are none yet
     mean = jnp.sum(x) / total
-    there = jnp.arange(window) < number
+    there = jnp.arange(window, dtype=number.dtype) < number
     deviations = jnp.sqrt(jnp.sum(jnp.where(there, jnp.square(x - mean), 0)) / total)
     # Norms that are all equal differ by their rounding; that is no spike.
     deviations = jnp.maximum(deviations, 1e-6 * mean)
@@ -202,9 +208,9 @@ def guard_report(state: OptState) -> GuardReport:
         ValueError: There is no guard's state in it, or more than one.
     """
     found = only_state("guard_report", state, GuardState)
-    skipped = found.not_finite + found.spikes
+    skipped = _sum(found.not_finite, found.spikes)
     return GuardReport(
-        steps=found.accepted + skipped,
+        steps=_sum(found.accepted, skipped),
         skipped=skipped,
         not_finite=found.not_finite,
         spikes=found.spikes,

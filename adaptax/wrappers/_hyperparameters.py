@@ -123,10 +123,9 @@ def _injected(
     def init(params: Any) -> InjectStatefulHyperparamsState:
         wide = _wide(dtype, params)
         states = {name: schedule.init() for name, schedule in schedules.items()}
-        values = {
-            k: stored(schedules[k](states[k]) if k in schedules else v, wide)
-            for k, v in given.items()
-        }
+        first = {k: schedules[k](states[k]) if k in schedules else v for k, v in given.items()}
+        # Copies: the factory, or a schedule, may keep its arrays where no value shows them.
+        values = {k: jnp.array(stored(v, wide)) for k, v in first.items()}
         count = jnp.zeros((), jnp.int32)
         inner_state = node_of(make(values)).init(params)
         return InjectStatefulHyperparamsState(count, values, states, inner_state)
@@ -421,7 +420,7 @@ def set_hyperparams(
             if jnp.ndim(value) and jnp.shape(value) != old.shape:
                 wanted = f"a number or an array of shape {old.shape}"
                 raise _checks.wrong_kind("set_hyperparams", name, wanted, value)
-            new = jnp.broadcast_to(jnp.asarray(value, old.dtype), old.shape)
+            new = jnp.broadcast_to(jnp.array(value, old.dtype), old.shape)
             changes.setdefault(id(holder), (holder, {}))[1][key] = new
     return jax.tree.map(
         lambda x: _with(x, changes[id(x)][1]) if id(x) in changes else x,

@@ -22,7 +22,7 @@ from .._core import (
     widen,
 )
 from .._core._numerics import mixing
-from ._shared import scalar, side_by_side, toward, wide_copy
+from ._shared import scalar, side_by_side, toward, widened
 
 
 class LookaheadParams(NamedTuple):
@@ -153,7 +153,7 @@ def lookahead(
         fast = params.fast if is_lookahead(params) and not slow_in_state else params
         since = jnp.zeros((), jnp.int32)
         if slow_in_state:
-            return LookaheadSlowState(node.init(fast), since, jax.tree.map(wide_copy, fast))
+            return LookaheadSlowState(node.init(fast), since, jax.tree.map(widened, fast))
         return LookaheadState(node.init(fast), since)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from .._core import (
     Pair,
     Transform,
     _checks,
+    _manual,
     _tree,
     compute_dtype,
     node_of,
@@ -119,7 +120,7 @@ def dynamic_loss_scale(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked("dynamic_loss_scale", DynamicLossScaleState, state)
         scale = state.loss_scale
-        good = all_finite(updates)
+        good = _manual.everywhere(all_finite(updates), state.good_steps)
         step = Step(node, updates, state.inner_state, params, extra_args)
         dtypes = step.dtypes()
 

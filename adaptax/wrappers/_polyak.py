@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .._core import ArrayTree, _checks, _tree, compute_dtype, widen
+from .._core import ArrayTree, _checks, _manual, _tree, compute_dtype, widen
 from ._shared import side_by_side, toward
 
 
@@ -50,7 +50,7 @@ def incremental_update(new_tensors: ArrayTree, old_tensors: ArrayTree, step_size
 
 @jax.jit
 def _replaced(due: Any, new: Any, old: Any) -> Any:
-    return jax.lax.cond(
+    return _manual.cond(
         due, lambda: [n.astype(o.dtype) for n, o in zip(new, old, strict=True)], lambda: old
     )
 

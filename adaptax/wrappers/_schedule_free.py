@@ -33,7 +33,7 @@ from ..optimizers._rms import scale_by_rms
 from ..optimizers._sgd import sgd
 from ..schedules import linear_schedule
 from ..transforms import add_decayed_weights, scale_by_learning_rate
-from ._shared import scalar, side_by_side, wide_copy
+from ._shared import scalar, side_by_side, widened
 
 Interpolation = Annotated[Any, Constant("[0, 1]")]
 Power = Annotated[Any, Constant("[0, inf)")]
@@ -150,7 +150,7 @@ def schedule_free(
             step_count=jnp.ones((), jnp.int32),
             max_lr=jnp.zeros((), real),
             base_optimizer_state=node.init(params),
-            z=jax.tree.map(lambda p: wide_copy(p, state_dtype), params),
+            z=jax.tree.map(lambda p: widened(p, state_dtype), params),
         )
 
     def update(

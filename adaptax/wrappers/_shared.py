@@ -19,12 +19,12 @@ def scalar(function: str, name: str, value: Any) -> Any:
     return value
 
 
-def wide_copy(x: Any, dtype: Any = None) -> Any:
-    """A copy in float32 or wider (or the dtype asked for), its own buffer even where none is."""
+def widened(x: Any, dtype: Any = None) -> Any:
+    """An array of a new state from a parameter: float32 or wider, or in the dtype asked for."""
     if not _tree.is_inexact(x):
-        return jnp.array(x)
+        return jnp.asarray(x)
     dtype = dtype or compute_dtype(jnp.result_type(x))
-    return jnp.array(x, np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
+    return jnp.asarray(x, np.result_type(dtype, np.complex64) if jnp.iscomplexobj(x) else dtype)
 
 
 def toward(x: Any, mean: Any, part: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from .._core import Node, OptState, Updates, _checks, _numerics, _tree
+from .._core import Node, OptState, Updates, _checks, _manual, _numerics, _tree
 
 
 @jax.jit
@@ -26,7 +26,7 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 def choose(proceed: Any, go: Callable[[], Any], stay: Callable[[], Any]) -> Any:
     """The result of one of two functions; the other one is not computed."""
     if isinstance(proceed, Tracer):
-        return jax.lax.cond(proceed, go, stay)
+        return _manual.cond(proceed, go, stay)
     return go() if proceed else stay()  # un-jitted, a cond would compile at every call
 
 
