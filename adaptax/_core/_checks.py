@@ -90,11 +90,14 @@ def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
     return TypeError(f"{where}: parameters must be arrays, got {_show(leaf)} at {at}.")
 
 
-def bad_prefix(where: str, what: str, problem: str) -> TypeError:
+def bad_prefix(
+    where: str, what: str, problem: str, paths: Sequence[str] = ()
+) -> "TreeMismatchError":
     """A mask or a tree of labels that does not fit the parameters, or has the wrong leaves."""
-    return TypeError(
+    return TreeMismatchError(
         f"{where}: {what} with the parameters' structure (or a prefix of it), or a function that "
-        f"makes one from the parameters; {problem}."
+        f"makes one from the parameters; {problem}.",
+        paths,
     )
 
 
@@ -196,8 +199,12 @@ class LeafError(Exception):
     """Raised inside a kernel; the engine turns it into a `TreeMismatchError` with key paths."""
 
 
-class TreeMismatchError(ValueError):
-    """Two trees that should agree in structure, shape or dtype do not. `paths` lists where."""
+class TreeMismatchError(ValueError, TypeError):
+    """Two trees that should agree in structure, shape or dtype do not. `paths` lists where.
+
+    It is a `ValueError` as well as a `TypeError`: jax raises the one for structures and the other
+    for shapes, and optax passes both on.
+    """
 
     def __init__(self, message: str, paths: Sequence[str]):
         super().__init__(message)

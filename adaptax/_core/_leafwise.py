@@ -300,11 +300,12 @@ def _apart(scalars: Any) -> list[Any]:
 
 
 def _next_state(link: Leafwise, state: Any, operands: Operands, slots: dict[str, Any]) -> Any:
-    fields = {**state._asdict(), **slots}
-    if link.counts:
-        fields["count"] = operands.count
-    fields |= {name: operands.shared[name] for name in link.scalars if name in operands.shared}
-    state = link.state(**fields)
+    if link.state._fields:  # type: ignore[attr-defined]  else the state goes on as it is
+        fields = {**state._asdict(), **slots}
+        if link.counts:
+            fields["count"] = operands.count
+        fields |= {name: operands.shared[name] for name in link.scalars if name in operands.shared}
+        state = link.state(**fields)
     return state if link.wrap is None else link.wrap(state)
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from . import _checks
+from . import _checks, _tree
 from ._kinds import Kind, frozen, kind_of
 
 P = ParamSpec("P")
@@ -129,7 +129,9 @@ class Method:
         self.name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.call.built, self.name)(*args, **kwargs)
+        if self.name == "update":
+            return _updated(self.call.built, *args, **kwargs)
+        return self.call.built.init(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -150,6 +152,12 @@ class Method:
 
     def __repr__(self) -> str:
         return f"{self.call!r}.{self.name}"
+
+
+def _updated(
+    node: Node, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, Any]:
+    return node.update(updates, state, _tree.trained(updates, params), **extra_args)
 
 
 _SIGNATURES = {
