@@ -11,9 +11,13 @@ from jax.core import Tracer
 SHOWN = 5  # paths listed before "and N more"
 
 
-def wrong_kind(function: str, name: str, wanted: str, value: Any) -> TypeError:
+class ArgumentError(TypeError, ValueError):
+    """An argument of the wrong kind; optax raises the one error for some and the other for others."""
+
+
+def wrong_kind(function: str, name: str, wanted: str, value: Any) -> ArgumentError:
     """An argument of the wrong type."""
-    return TypeError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
+    return ArgumentError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
 
 
 def out_of_range(function: str, name: str, interval: str, value: Any, hint: str = "") -> ValueError:
@@ -70,18 +74,21 @@ def wrong_state(where: str, wanted: str, state: Any) -> TypeError:
     )
 
 
-def wrong_links(where: str, links: Sequence[str], state: Any) -> TypeError:
+def wrong_links(where: str, links: Sequence[str], state: Any) -> "TreeMismatchError":
     """The state of a chain has another number of links."""
     got = f"{len(state)} states" if isinstance(state, tuple | dict) else _show(state)
-    return TypeError(
+    return TreeMismatchError(
         f"{where}: its state holds one state for each of its {len(links)} links "
-        f"({', '.join(links)}), got {got}. The call is update(grads, state, params)."
+        f"({', '.join(links)}), got {got}. The call is update(grads, state, params).",
+        (),
     )
 
 
-def wrong_names(where: str, wanted: Sequence[str], got: Sequence[str]) -> TypeError:
+def wrong_names(where: str, wanted: Sequence[str], got: Sequence[str]) -> "TreeMismatchError":
     """The state of a named chain has other names, or in another order."""
-    return TypeError(f"{where}: its state has the names {list(wanted)} in order, got {list(got)}.")
+    return TreeMismatchError(
+        f"{where}: its state has the names {list(wanted)} in order, got {list(got)}.", ()
+    )
 
 
 def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
@@ -101,9 +108,9 @@ def bad_prefix(
     )
 
 
-def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> ValueError:
+def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> ArgumentError:
     """A parameter's label has no transformation."""
-    return ValueError(
+    return ArgumentError(
         f"{where}: the label of {path or 'the root'} must be one of {list(known)}, "
         f"got {_show(label)}."
     )

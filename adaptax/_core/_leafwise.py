@@ -109,7 +109,6 @@ class Leafwise:
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""
-        _tree.check_arrays(self.name, params)
         if self.per_leaf is not None:
             self.per_leaf(params)  # a mask or a pattern that does not fit says so at once
         fields: dict[str, Any] = {"count": jnp.zeros((), jnp.int32)} if self.counts else {}

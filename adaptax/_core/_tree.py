@@ -146,9 +146,16 @@ def paths(tree: Any) -> list[str]:
 
 def check_arrays(where: str, params: Any) -> None:
     """Refuse parameters that are not arrays (or numbers)."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not is_array(leaf):
-            raise _checks.bad_leaf(where, path, leaf)
+    if not _only_arrays(params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not is_array(leaf):
+                raise _checks.bad_leaf(where, path, leaf)
+
+
+def _only_arrays(tree: Any) -> bool:
+    """Whether all leaves are arrays; of those of one type one is asked."""
+    kinds = {type(x): x for x in jax.tree.leaves(tree)}
+    return all(map(is_array, kinds.values()))
 
 
 def check_state(where: str, link: Any, state: Any) -> Any:
@@ -287,8 +294,7 @@ def trained(updates: Any, params: Any) -> Any:
 
     A whole Equinox model is a tree of parameters and functions.
     """
-    kinds = {type(x): x for x in jax.tree.leaves(params)}
-    if all(map(is_array, kinds.values())):
+    if _only_arrays(params):
         return params
     leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
     grads, other = jax.tree.flatten(updates, is_leaf=is_none)

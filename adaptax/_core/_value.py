@@ -129,9 +129,8 @@ class Method:
         self.name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.name == "update":
-            return _updated(self.call.built, *args, **kwargs)
-        return self.call.built.init(*args, **kwargs)
+        run = _updated if self.name == "update" else _begun
+        return run(self.call, *args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -154,10 +153,15 @@ class Method:
         return f"{self.call!r}.{self.name}"
 
 
+def _begun(call: Call, params: Any) -> Any:
+    _tree.check_arrays(call.name, params)
+    return call.built.init(params)
+
+
 def _updated(
-    node: Node, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    call: Call, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
-    return node.update(updates, state, _tree.trained(updates, params), **extra_args)
+    return call.built.update(updates, state, _tree.trained(updates, params), **extra_args)
 
 
 _SIGNATURES = {

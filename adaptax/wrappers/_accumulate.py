@@ -245,7 +245,6 @@ def MultiSteps(
         return boolean("MultiSteps", "the answer of should_skip_update_fn", skip), info
 
     def init(params: Any) -> Any:
-        _tree.check_arrays("MultiSteps", params)
         zero = jnp.zeros((), jnp.int32)
         _, info = skips(jax.tree.map(jnp.zeros_like, params), zero, params)
         fields = (zero, zero, node.init(params), jax.tree.map(slot.init, params), info)
@@ -377,7 +376,6 @@ def apply_every(k: Count = 1) -> Pair:
     """
 
     def init(params: Any) -> ApplyEvery:
-        _tree.check_arrays("apply_every", params)
         return ApplyEvery(jnp.zeros((), jnp.int32), jax.tree.map(Slot().init, params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
