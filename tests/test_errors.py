@@ -428,7 +428,7 @@ OTHER = [
     row("several learning rates", lambda: adaptax.learning_rate(TWO, TWO.init(params())),
         ValueError, r"^learning_rate: 'learning_rate' is ambiguous: b/learning_rate; w/learning_"),
     row("mask of ones", lambda: adaptax.adamw(0.1, mask={"b": 0, "w": 1}).init(params()),
-        TypeError, r"a mask is a path pattern, or a tree of bools .*; got 0\.$"),
+        TypeError, r"a mask is a path pattern, or a tree of bools .*; got 0 at \['b'\]\.$"),
     row("mask of arrays", lambda: adaptax.adamw(
         0.1, mask=lambda tree: jax.tree.map(lambda x: x > 0, tree)).init(params()),
         TypeError, r"a mask is a path pattern, or a tree of bools "),

@@ -3,7 +3,9 @@
 from ._apply import apply_updates as apply_updates
 from ._chain import Transform as Transform
 from ._chain import chain as chain
+from ._chain import has_foreign as has_foreign
 from ._chain import identity as identity
+from ._chain import lands as lands
 from ._chain import named_chain as named_chain
 from ._chain import set_to_zero as set_to_zero
 from ._chain import stateless as stateless

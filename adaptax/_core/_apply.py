@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from . import _checks, _tree
+from ._numerics import compute_dtype, mixing, widen
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
     """Add updates to parameters: p + u, in the wider dtype of the two, rounded once to p's.
+
+    Where the two differ, floating dtypes are added in float32 or wider.
 
     Args:
         params: A tree of arrays.
@@ -44,6 +47,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 @jax.jit
 def _add(p: Any, u: Any) -> Any:
-    with jax.numpy_dtype_promotion("standard"):  # the two dtypes may differ, on purpose
-        wide = jnp.promote_types(p.dtype, u.dtype)
-    return (p.astype(wide) + u.astype(wide)).astype(p.dtype)
+    """The sum of two dtypes, which may differ on purpose."""
+    if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in (p, u)):
+        real = compute_dtype(p.dtype, u.dtype)  # numpy knows no wider one of two 8-bit floats
+        p_wide, u = widen(p, real), widen(u, real)
+    else:
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(p.dtype, u.dtype)
+        p_wide, u = p.astype(wide), u.astype(wide)
+    with mixing(p_wide, u):
+        return (p_wide + u).astype(p.dtype)

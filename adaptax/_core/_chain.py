@@ -13,6 +13,7 @@ from . import _checks, _leafwise, _tree
 from ._leafwise import Leafwise, leafwise
 from ._types import EmptyState
 from ._value import (
+    Foreign,
     GradientTransformation,
     Node,
     Pair,
@@ -54,21 +55,23 @@ class Chain:
         dtypes = _tree.dtypes(updates)
         new_states: list[Any] = []
         groups = list(_groups(self._flat(state)))
-        for group in groups:
-            together = [item for item in group if isinstance(item.link, Leafwise)]
-            if together:
-                last = group is groups[-1]
+        foreign = [has_foreign(group[0].link) for group in groups]
+        for i, group in enumerate(groups):
+            if isinstance(group[0].link, Leafwise):
+                rounds = i + 1 == len(groups) or foreign[i + 1]
                 updates, states = _leafwise.run(
-                    [item.link for item in together],
-                    [item.state for item in together],
+                    [item.link for item in group],
+                    [item.state for item in group],
                     updates,
                     params,
-                    where=[item.where for item in together],
-                    dtypes=dtypes if last else None,
+                    where=[item.where for item in group],
+                    dtypes=dtypes if rounds else None,
                 )
                 new_states += states
             else:
                 (alone,) = group
+                if foreign[i]:
+                    updates = _tree.round_to(updates, dtypes)
                 updates, new = alone.link.update(updates, alone.state, params, **extra_args)
                 new_states.append(new)
         updates = updates if self.lands else _tree.round_to(updates, dtypes)
@@ -76,8 +79,8 @@ class Chain:
 
     @functools.cached_property
     def lands(self) -> bool:
-        """Whether a link rounds 16-bit parameters, so that its updates are float32 on purpose."""
-        return any(map(_lands, self.links))
+        """See the function `lands`."""
+        return lands(self)
 
     def _states(self, state: Any) -> list[Any]:
         fits = isinstance(state, OrderedDict if self.names else tuple)
@@ -123,10 +126,34 @@ def _groups(items: Iterator[_Item]) -> Iterator[list[_Item]]:
         yield group
 
 
-def _lands(node: Any) -> bool:
-    inside = getattr(node, "parts", None)
-    inner = [] if inside is None else [node_of(tx) for tx, _ in inside(None).values()]
-    return getattr(node, "lands", False) or any(map(_lands, inner))
+def _inside(node: Any) -> list[Node]:
+    """What a wrapper or a chain holds."""
+    parts = getattr(node, "parts", None)
+    return [] if parts is None else [node_of(tx) for tx, _ in parts(None).values()]
+
+
+def lands(node: Any, last: bool = True) -> bool:
+    """Whether nothing may round the updates: they are float32 so that parameters land on a number.
+
+    A link from elsewhere may hold such a transformation where nobody sees it. So what it returns
+    is left as it is, where it is the last one, as in optax's chain.
+    """
+    if isinstance(node, Foreign):
+        return last
+    if isinstance(node, Chain):
+        return any(lands(link, last and link is node.links[-1]) for link in node.links)
+    return getattr(node, "lands", False) or any(lands(one, last) for one in _inside(node))
+
+
+def has_foreign(node: Any) -> bool:
+    """Whether a pair of functions from elsewhere would see the updates that a node is given.
+
+    It expects the dtypes of the gradients, which the dtypes of its state follow. A wrapper that
+    lands keeps float32 copies of the parameters, and what is in it sees those.
+    """
+    if isinstance(node, Pair) and node.lands:
+        return False
+    return isinstance(node, Foreign) or any(map(has_foreign, _inside(node)))
 
 
 def _name(link: Any) -> str:
@@ -140,7 +167,10 @@ def chain(*transforms: Transform) -> Chain:
     Neighbouring transformations that see one leaf at a time run as one kernel per leaf.
     Between links, updates are float32 or wider; they are rounded once, at the end. The state is
     the tuple of the links' states. Extra arguments of `update` reach every link that takes
-    them; transformations from optax are welcome. An empty chain is the identity.
+    them. An empty chain is the identity.
+
+    Transformations from optax are welcome. They see updates in the gradients' dtypes, as in
+    optax's chain, because the dtypes of their states follow those.
 
     Args:
         *transforms: The transformations.

@@ -11,9 +11,13 @@ from jax.core import Tracer
 SHOWN = 5  # paths listed before "and N more"
 
 
-def wrong_kind(function: str, name: str, wanted: str, value: Any) -> TypeError:
+class ArgumentError(TypeError, ValueError):
+    """An argument of the wrong kind; optax raises the one error for some and the other for others."""
+
+
+def wrong_kind(function: str, name: str, wanted: str, value: Any) -> ArgumentError:
     """An argument of the wrong type."""
-    return TypeError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
+    return ArgumentError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
 
 
 def out_of_range(function: str, name: str, interval: str, value: Any) -> ValueError:
@@ -69,18 +73,21 @@ def wrong_state(where: str, wanted: str, state: Any) -> TypeError:
     )
 
 
-def wrong_links(where: str, links: Sequence[str], state: Any) -> TypeError:
+def wrong_links(where: str, links: Sequence[str], state: Any) -> "TreeMismatchError":
     """The state of a chain has another number of links."""
     got = f"{len(state)} states" if isinstance(state, tuple | dict) else _show(state)
-    return TypeError(
+    return TreeMismatchError(
         f"{where}: its state holds one state for each of its {len(links)} links "
-        f"({', '.join(links)}), got {got}. The call is update(grads, state, params)."
+        f"({', '.join(links)}), got {got}. The call is update(grads, state, params).",
+        (),
     )
 
 
-def wrong_names(where: str, wanted: Sequence[str], got: Sequence[str]) -> TypeError:
+def wrong_names(where: str, wanted: Sequence[str], got: Sequence[str]) -> "TreeMismatchError":
     """The state of a named chain has other names, or in another order."""
-    return TypeError(f"{where}: its state has the names {list(wanted)} in order, got {list(got)}.")
+    return TreeMismatchError(
+        f"{where}: its state has the names {list(wanted)} in order, got {list(got)}.", ()
+    )
 
 
 def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
@@ -89,17 +96,20 @@ def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
     return TypeError(f"{where}: parameters must be arrays, got {_show(leaf)} at {at}.")
 
 
-def bad_prefix(where: str, what: str, problem: str) -> TypeError:
+def bad_prefix(
+    where: str, what: str, problem: str, paths: Sequence[str] = ()
+) -> "TreeMismatchError":
     """A mask or a tree of labels that does not fit the parameters, or has the wrong leaves."""
-    return TypeError(
+    return TreeMismatchError(
         f"{where}: {what} with the parameters' structure (or a prefix of it), or a function that "
-        f"makes one from the parameters; {problem}."
+        f"makes one from the parameters; {problem}.",
+        paths,
     )
 
 
-def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> ValueError:
+def unknown_label(where: str, path: str, label: Any, known: Sequence[Any]) -> ArgumentError:
     """A parameter's label has no transformation."""
-    return ValueError(
+    return ArgumentError(
         f"{where}: the label of {path or 'the root'} must be one of {list(known)}, "
         f"got {_show(label)}."
     )
@@ -195,8 +205,12 @@ class LeafError(Exception):
     """Raised inside a kernel; the engine turns it into a `TreeMismatchError` with key paths."""
 
 
-class TreeMismatchError(ValueError):
-    """Two trees that should agree in structure, shape or dtype do not. `paths` lists where."""
+class TreeMismatchError(ValueError, TypeError):
+    """Two trees that should agree in structure, shape or dtype do not. `paths` lists where.
+
+    It is a `ValueError` as well as a `TypeError`: jax raises the one for structures and the other
+    for shapes, and optax passes both on.
+    """
 
     def __init__(self, message: str, paths: Sequence[str]):
         super().__init__(message)

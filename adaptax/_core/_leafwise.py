@@ -109,7 +109,6 @@ class Leafwise:
 
     def init(self, params: Any) -> Any:
         """The state before the first step."""
-        _tree.check_arrays(self.name, params)
         if self.per_leaf is not None:
             self.per_leaf(params)  # a mask or a pattern that does not fit says so at once
         fields: dict[str, Any] = {"count": jnp.zeros((), jnp.int32)} if self.counts else {}
@@ -313,12 +312,13 @@ def _apart(scalars: Any) -> list[Any]:
 
 
 def _next_state(link: Leafwise, state: Any, operands: Operands, slots: dict[str, Any]) -> Any:
-    fields = {**state._asdict(), **slots}
-    if link.counts:
-        fields["count"] = operands.count
-    for name in link.scalars.keys() & operands.shared.keys():
-        fields[name] = operands.shared[name].astype(jnp.result_type(getattr(state, name)))
-    state = link.state(**fields)
+    if link.state._fields:  # type: ignore[attr-defined]  else the state goes on as it is
+        fields = {**state._asdict(), **slots}
+        if link.counts:
+            fields["count"] = operands.count
+        for name in link.scalars.keys() & operands.shared.keys():
+            fields[name] = operands.shared[name].astype(jnp.result_type(getattr(state, name)))
+        state = link.state(**fields)
     return state if link.wrap is None else link.wrap(state)
 
 

@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple, cast
 
 import jax
@@ -13,7 +13,7 @@ from jax.core import Tracer
 from . import _checks, _paths, _tree
 from ._chain import Transform, set_to_zero
 from ._leafwise import SKIP, Leafwise
-from ._tree import MaskedNode, is_hole, is_none
+from ._tree import Laid, MaskedNode, is_function, is_hole, is_none
 from ._types import ArrayTree, MaskLike
 from ._value import (
     GradientTransformation,
@@ -40,25 +40,42 @@ class PartitionState(NamedTuple):
 _MASK = "a mask is a path pattern, or a tree of bools"
 
 
-def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
-    """The mask as one bool for each leaf of the tree."""
+def _bare(tree: Any, values: Sequence[Any]) -> Laid:
+    """One value for each leaf of the tree, None leaves included."""
+    return Laid(list(values), jax.tree.structure(tree, is_leaf=is_none), [1] * len(values))
+
+
+def _given(where: str, what: str, given: Any, tree: Any) -> Laid:
+    """A tree of values, or what a function makes of the tree, laid over it."""
+    return _tree.lay(where, what, given(tree) if is_function(given) else given, tree)
+
+
+def _mask(where: str, mask: MaskLike, tree: Any) -> Laid:
+    """The mask, laid over the tree: bools, or None over None."""
     if not jax.tree.leaves(tree, is_leaf=is_none):
-        return []  # also for the placeholder of `tree.map_params`, which fits no mask
+        return _bare(tree, [])  # also for the placeholder of `tree.map_params`, which fits no mask
     if isinstance(mask, str | re.Pattern):
-        return _paths.selected(where, mask, tree, is_hole)
-    given = mask(tree) if callable(mask) else mask
-    bools = _tree.broadcast(where, _MASK, given, tree)
-    for value, leaf in zip(bools, jax.tree.leaves(tree, is_leaf=is_none), strict=True):
-        if value is None and leaf is None:  # a function that maps over a tree keeps its Nones
-            continue
+        return _bare(tree, _paths.selected(where, mask, tree, is_hole))
+    laid = _given(where, _MASK, mask, tree)
+    pieces = laid.structure.flatten_up_to(tree)
+    for i, (value, piece) in enumerate(zip(laid.values, pieces, strict=True)):
+        if value is None and not jax.tree.leaves(piece):
+            continue  # a function that maps over a tree keeps its Nones
         dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
         boolean = isinstance(value, bool) or (dtype == np.bool_ and shape == ())
         if isinstance(value, Tracer) or not boolean:
-            raise _checks.bad_prefix(where, _MASK, f"got {value!r}")
-    return [bool(b) for b in bools]
+            at = laid.paths()[i] or "the root"
+            raise _checks.bad_prefix(where, _MASK, f"got {value!r} at {at}", [at])
+    return laid._replace(values=[v if v is None else bool(v) for v in laid.values])
 
 
-class Labels(NamedTuple):
+def _bools(where: str, mask: MaskLike, tree: Any) -> list[bool]:
+    """The mask as one bool for each leaf of the tree."""
+    return [bool(b) for b in _mask(where, mask, tree).by_leaf()]
+
+
+@dataclass(frozen=True)
+class Labels:
     """A function of a tree: one label for the leaves that a mask selects, another for the rest."""
 
     mask: MaskLike
@@ -66,40 +83,44 @@ class Labels(NamedTuple):
     others: str
 
     def __call__(self, tree: Any) -> Any:
-        bools = _bools("selective_transform", self.mask, tree)
-        structure = jax.tree.structure(tree, is_leaf=is_none)
-        return structure.unflatten(self.chosen if b else self.others for b in bools)
+        laid = _mask("selective_transform", self.mask, tree)
+        names = {True: self.chosen, False: self.others, None: None}
+        return laid.structure.unflatten(names[b] for b in laid.values)
 
 
-def _keep(tree: Any, chosen: list[bool]) -> Any:
-    """The tree with `MaskedNode` in the place of leaves that are not chosen."""
-    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_none)
-    return treedef.unflatten(x if c else MaskedNode() for x, c in zip(leaves, chosen, strict=True))
+def _keep(tree: Any, mask: Laid) -> Any:
+    """The tree with one `MaskedNode` for each part of it over which the mask is False."""
+    pieces = mask.structure.flatten_up_to(tree)
+    pairs = zip(pieces, mask.values, strict=True)
+    return mask.structure.unflatten(MaskedNode() if c is False else x for x, c in pairs)
 
 
-def _merge(chosen: Any, tree: Any) -> Any:
-    """The leaves of `chosen` laid over those of `tree` where it has a `MaskedNode`."""
-    return jax.tree.map(
-        lambda new, old: old if isinstance(new, MaskedNode) else new, chosen, tree, is_leaf=is_hole
-    )
+def _merge(new: Any, old: Any, mask: Laid) -> Any:
+    """The new tree where the mask is not False, else the old one."""
+    pieces = (mask.structure.flatten_up_to(tree) for tree in (new, old))
+    triples = zip(*pieces, mask.values, strict=True)
+    return mask.structure.unflatten(y if c is False else x for x, y, c in triples)
 
 
 def _update_part(
     node: Node,
-    chosen: list[bool],
+    mask: Laid,
     trees: tuple[Any, Any, Any],
     extra_args: dict[str, Any],
     mask_extra_args: bool,
 ) -> tuple[Any, MaskedState]:
-    """The node's update of the chosen leaves; `trees` are updates, its state and params."""
+    """The node's update of a part of the leaves, and the others as they are.
+
+    `trees` are updates, its state and params.
+    """
     updates, state, params = trees
     if mask_extra_args:
         structure = jax.tree.structure(updates)
         alike = {k for k, v in extra_args.items() if jax.tree.structure(v) == structure}
-        extra_args = {k: _keep(v, chosen) if k in alike else v for k, v in extra_args.items()}
-    some = None if params is None else _keep(params, chosen)
-    new, inner = node.update(_keep(updates, chosen), state.inner_state, some, **extra_args)
-    return new, MaskedState(inner)
+        extra_args = {k: _keep(v, mask) if k in alike else v for k, v in extra_args.items()}
+    some = None if params is None else _keep(params, mask)
+    new, inner = node.update(_keep(updates, mask), state.inner_state, some, **extra_args)
+    return _merge(new, updates, mask), MaskedState(inner)
 
 
 @transformation
@@ -137,17 +158,16 @@ def masked(inner: Transform, mask: MaskLike, *, mask_compatible_extra_args: bool
         return replace(node, per_leaf=per_leaf, wrap=MaskedState, parts=parts, chosen=chosen)
 
     def init(params: Any) -> MaskedState:
-        return MaskedState(node.init(_keep(params, _bools("masked", mask, params))))
+        return MaskedState(node.init(_keep(params, _mask("masked", mask, params))))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, MaskedState]:
         if not isinstance(state, MaskedState):
             raise _checks.wrong_state("masked", "MaskedState", state)
-        here = _bools("masked", mask, updates if params is None else params)
+        here = _mask("masked", mask, updates if params is None else params)
         trees = (updates, state, params)
-        new, state = _update_part(node, here, trees, extra_args, mask_compatible_extra_args)
-        return _merge(new, updates), state
+        return _update_part(node, here, trees, extra_args, mask_compatible_extra_args)
 
     return Pair(init, update, parts, chosen)
 
@@ -229,27 +249,31 @@ def partition(
     groups = cast(Mapping[Any, GradientTransformation], transforms)
     nodes = {_text(label): node_of(tx) for label, tx in groups.items()}
 
-    def labelled(tree: Any) -> list[Any]:
+    def labelled(tree: Any) -> Laid:
         if not jax.tree.leaves(tree, is_leaf=is_none):
-            return []  # as in `_bools`
+            return _bare(tree, [])  # as in `_mask`
         if by_pattern:
             found = _paths.first_match("partition", patterns, tree, is_hole)
-            return [None if i is None else labels[i] for i in found]
-        given = param_labels(tree) if callable(param_labels) else param_labels
-        every = _tree.broadcast("partition", "the labels are a tree", given, tree)
-        leaves = jax.tree.leaves(tree, is_leaf=is_none)
-        for path, leaf, label in zip(_tree.paths(tree), leaves, every, strict=True):
-            if label is None and leaf is None:
+            return _bare(tree, [None if i is None else labels[i] for i in found])
+        every = _given("partition", "the labels are a tree", param_labels, tree)
+        pieces = every.structure.flatten_up_to(tree)
+        for i, (label, piece) in enumerate(zip(every.values, pieces, strict=True)):
+            if label is None and not jax.tree.leaves(piece):
                 continue
             if not isinstance(label, Hashable) or label not in nodes:
-                raise _checks.unknown_label("partition", path, label, list(nodes))
+                raise _checks.unknown_label("partition", every.paths()[i], label, list(nodes))
         return every
+
+    def of_group(every: Laid, label: Any) -> Laid:
+        return every._replace(
+            values=[None if v is None else bool(v == label) for v in every.values]
+        )
 
     def init(params: Any) -> PartitionState:
         every = labelled(params)
         return PartitionState(
             {
-                label: MaskedState(node.init(_keep(params, [one == label for one in every])))
+                label: MaskedState(node.init(_keep(params, of_group(every, label))))
                 for label, node in nodes.items()
             }
         )
@@ -260,22 +284,20 @@ def partition(
         if not isinstance(state, PartitionState) or set(state.inner_states) != set(nodes):
             raise _checks.wrong_state("partition", f"PartitionState of {list(nodes)}", state)
         every = labelled(updates if params is None else params)
-        result, states = updates, {}
+        states = {}
         for label, node in nodes.items():
-            chosen = [one == label for one in every]
             trees = (updates, state.inner_states[label], params)
-            new, states[label] = _update_part(
-                node, chosen, trees, extra_args, mask_compatible_extra_args
+            updates, states[label] = _update_part(
+                node, of_group(every, label), trees, extra_args, mask_compatible_extra_args
             )
-            result = _merge(new, result)
-        return result, PartitionState(states)
+        return updates, PartitionState(states)
 
     def parts(state: Any) -> Any:
         inside = {k: None if state is None else state.inner_states[k].inner_state for k in nodes}
         return {str(_text(k)): (tx, inside[_text(k)]) for k, tx in groups.items()}
 
     def chosen(tree: Any) -> Any:
-        every = labelled(tree)
+        every = labelled(tree).by_leaf()
         return {str(label): [one == label for one in every] for label in nodes}
 
     return Pair(init, update, parts, chosen)

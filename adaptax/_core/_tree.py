@@ -19,12 +19,37 @@ def is_none(x: Any) -> bool:
     return x is None
 
 
+def is_marker(x: Any, marker: type) -> bool:
+    """Whether x is a NamedTuple like `marker`: ours, or optax's of the same name and fields."""
+    if isinstance(x, marker):
+        return True
+    alike = isinstance(x, tuple) and getattr(x, "_fields", None) == marker._fields  # type: ignore[attr-defined]
+    return alike and type(x).__name__ == marker.__name__
+
+
+def is_masked(x: Any) -> bool:
+    """Whether x is a `MaskedNode`, ours or optax's."""
+    return is_marker(x, MaskedNode)
+
+
 def is_hole(x: Any) -> bool:
     """Whether x stands where there is no array: None or masked out."""
-    return x is None or isinstance(x, MaskedNode)
+    return x is None or is_masked(x)
 
 
-def _is_array(x: Any) -> bool:
+def is_function(x: Any) -> bool:
+    """Whether x is a function of a tree, where a tree may be given instead.
+
+    A pytree that can be called, such as an Equinox module, is a tree, unless all of its leaves are
+    functions (as those of a wrapped function are).
+    """
+    if isinstance(x, jax.tree_util.Partial):
+        return True
+    return callable(x) and all(map(callable, jax.tree.leaves(x)))
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is an array (or a number, or stands for one)."""
     return (hasattr(x, "dtype") and hasattr(x, "shape")) or isinstance(x, float | int | complex)
 
 
@@ -81,7 +106,7 @@ class Aligned:
             except ValueError:
                 raise self._mismatch(other) from None
         for g, piece in zip(self.leaves, pieces, strict=True):
-            fits = g is None or (piece is None and other.holes) or _is_array(piece)
+            fits = g is None or (piece is None and other.holes) or is_array(piece)
             if not fits:
                 raise self._mismatch(other)
         return pieces
@@ -121,18 +146,29 @@ def paths(tree: Any) -> list[str]:
 
 def check_arrays(where: str, params: Any) -> None:
     """Refuse parameters that are not arrays (or numbers)."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not _is_array(leaf):
-            raise _checks.bad_leaf(where, path, leaf)
+    if not _only_arrays(params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not is_array(leaf):
+                raise _checks.bad_leaf(where, path, leaf)
+
+
+def _only_arrays(tree: Any) -> bool:
+    """Whether all leaves are arrays; of those of one type one is asked."""
+    kinds = {type(x): x for x in jax.tree.leaves(tree)}
+    return all(map(is_array, kinds.values()))
 
 
 def check_state(where: str, link: Any, state: Any) -> Any:
-    """The link's own state, taken out of its wrapping; refuse anything else."""
+    """The link's own state, taken out of its wrapping; refuse anything else.
+
+    A link that stores nothing takes any state without leaves.
+    """
     if link.wrap is not None:
         if not isinstance(state, link.wrap):
             raise _checks.wrong_state(where, link.wrap.__name__, state)
         state = state.inner_state
-    if not isinstance(state, link.state):
+    nothing = not link.state._fields and not jax.tree.leaves(state)
+    if not (nothing or isinstance(state, link.state)):
         raise _checks.wrong_state(where, link.state.__name__, state)
     return state
 
@@ -146,20 +182,127 @@ def round_to(tree: Any, wanted: Sequence[Any]) -> Any:
     )
 
 
+class Laid(NamedTuple):
+    """A tree that is a prefix of another, laid over it; None is a leaf of both."""
+
+    values: list[Any]  # the leaves of the prefix
+    structure: Any  # and its structure
+    sizes: list[int]  # over how many leaves of the tree each of them lies
+
+    @classmethod
+    def of(cls, prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> "Laid":
+        """Lay a prefix over a tree. What it has below a `MaskedNode` of the tree is left out.
+
+        Raises:
+            NotAPrefix: It is none; the message says where, and what differs.
+        """
+        values, structure = jax.tree.flatten(prefix, is_leaf=is_leaf)
+        try:
+            pieces = structure.flatten_up_to(tree)
+        except ValueError:
+            values, structure = jax.tree.flatten(within(prefix, tree, is_leaf), is_leaf=is_leaf)
+            pieces = structure.flatten_up_to(tree)
+        sizes = [len(jax.tree.leaves(piece, is_leaf=is_none)) for piece in pieces]
+        return cls(values, structure, sizes)
+
+    def by_leaf(self) -> list[Any]:
+        """The value over each leaf of the tree."""
+        pairs = zip(self.values, self.sizes, strict=True)
+        return [value for value, size in pairs for _ in range(size)]
+
+    def paths(self) -> list[str]:
+        """The key path of each value."""
+        return paths(self.structure.unflatten(range(len(self.values))))
+
+
+class NotAPrefix(Exception):
+    """A tree has another container or other keys than the tree that it is laid over."""
+
+    def __init__(self, path: Any, problem: str):
+        self.path = jax.tree_util.keystr(path) or "the root"
+        super().__init__(f"at {self.path} it has {problem}")
+
+
+def within(
+    prefix: Any, tree: Any, is_leaf: Callable[[Any], bool], path: tuple[Any, ...] = ()
+) -> Any:
+    """The prefix, with a `MaskedNode` where the tree has one.
+
+    Raises:
+        NotAPrefix: They differ; it says where, and in what.
+    """
+    mine, structure = _children(prefix)
+    if is_leaf(prefix) or structure == _LEAF:
+        return prefix
+    if is_masked(tree):
+        return MaskedNode()
+    others, other_structure = _children(tree)
+    if structure != other_structure:
+        raise NotAPrefix(path, _different(prefix, tree, mine, others))
+    return structure.unflatten(
+        within(child, other, is_leaf, path + key)
+        for (key, child), (_, other) in zip(mine, others, strict=True)
+    )
+
+
+_LEAF = jax.tree.structure(0)
+
+
+def _children(tree: Any) -> tuple[list[Any], Any]:
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+
+
+def _different(one: Any, other: Any, children: list[Any], others: list[Any]) -> str:
+    """What is different between two nodes of trees."""
+    keys, other_keys = ([jax.tree_util.keystr(key) for key, _ in x] for x in (children, others))
+    if type(one) is not type(other):
+        return f"a {_type(one)} where the other tree has a {_type(other)}"
+    if keys != other_keys:
+        mine, theirs = (", ".join(k) or "no keys" for k in (keys, other_keys))
+        return f"{mine} where the other tree has {theirs}"
+    return f"a {_type(one)} with other static fields than the other tree's"
+
+
+def _type(x: Any) -> str:
+    kind = type(x)
+    return f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
+def lay(
+    where: str, what: str, prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] = is_none
+) -> Laid:
+    """`Laid.of`, with an error about an argument.
+
+    Raises:
+        TreeMismatchError: It is not a prefix.
+    """
+    try:
+        return Laid.of(prefix, tree, is_leaf)
+    except NotAPrefix as error:
+        raise _checks.bad_prefix(where, what, str(error), [error.path]) from None
+
+
 def broadcast(
     where: str, what: str, prefix: Any, tree: Any, is_leaf: Callable[[Any], bool] = is_none
 ) -> list[Any]:
-    """The prefix tree's leaf over each leaf of the tree; None is a leaf of both."""
-    out: list[Any] = []
+    """The prefix tree's leaf over each leaf of the tree; see `lay`."""
+    return lay(where, what, prefix, tree, is_leaf).by_leaf()
 
-    def extend(value: Any, subtree: Any) -> None:
-        out.extend([value] * len(jax.tree.leaves(subtree, is_leaf=is_none)))
 
-    try:
-        jax.tree.map(extend, prefix, tree, is_leaf=is_leaf)
-    except ValueError as error:
-        raise _checks.bad_prefix(where, what, str(error).splitlines()[0]) from None
-    return out
+def trained(updates: Any, params: Any) -> Any:
+    """The parameters, with None for what is not an array and has no gradient.
+
+    A whole Equinox model is a tree of parameters and functions.
+    """
+    if _only_arrays(params):
+        return params
+    leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
+    grads, other = jax.tree.flatten(updates, is_leaf=is_none)
+    if structure != other:
+        return params
+    return structure.unflatten(
+        p if g is not None or is_array(p) else None for g, p in zip(grads, leaves, strict=True)
+    )
 
 
 def global_norm(updates: Any) -> Float[Array, ""]:

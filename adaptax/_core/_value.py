@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from . import _checks
+from . import _checks, _tree
 from ._fresh import fresh
 from ._kinds import Kind, frozen, kind_of
 
@@ -130,8 +130,8 @@ class Method:
         self.name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = getattr(self.call.built, self.name)(*args, **kwargs)
-        return fresh(result, args, kwargs, self.call.numbers) if self.name == "init" else result
+        run = _updated if self.name == "update" else _begun
+        return run(self.call, *args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -152,6 +152,17 @@ class Method:
 
     def __repr__(self) -> str:
         return f"{self.call!r}.{self.name}"
+
+
+def _begun(call: Call, params: Any) -> Any:
+    _tree.check_arrays(call.name, params)
+    return fresh(call.built.init(params), params, call.numbers)
+
+
+def _updated(
+    call: Call, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, Any]:
+    return call.built.update(updates, state, _tree.trained(updates, params), **extra_args)
 
 
 _SIGNATURES = {

@@ -140,18 +140,15 @@ def _check_leaf(where: str, leaf: Leaf) -> None:
 
 def _per_leaf(where: str, shardings: Any, like: Any) -> list[Any]:
     """A sharding or None for each leaf."""
-    out: list[Any] = []
-
-    def extend(value: Any, subtree: Any) -> None:
+    try:
+        laid = _tree.Laid.of(shardings, like)
+    except _tree.NotAPrefix as error:
+        raise _errors.bad_shardings(where, str(error)) from None
+    for value in laid.values:
         if value is not None and not isinstance(value, jax.sharding.Sharding):
             raise _errors.bad_shardings(where, f"got {value!r}")
-        out.extend([value] * len(jax.tree.leaves(subtree)))
-
-    try:
-        jax.tree.map(extend, shardings, like, is_leaf=_tree.is_none)
-    except ValueError as error:
-        raise _errors.bad_shardings(where, str(error).splitlines()[0]) from None
-    return out
+    leaves = jax.tree.leaves(like, is_leaf=_tree.is_none)
+    return [v for v, leaf in zip(laid.by_leaf(), leaves, strict=True) if leaf is not None]
 
 
 def _place(where: str, leaf: Any, given: Any) -> Place:

@@ -19,7 +19,6 @@ from .._core import (
     GradientTransformation,
     Leafwise,
     LearningRate,
-    MaskedNode,
     MaskLike,
     NonNegative,
     Number,
@@ -129,7 +128,7 @@ def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[Any]]:
     """For the engine: the axes of each leaf of a tree."""
 
     def per_leaf(tree: Any) -> list[Any]:
-        given = dimensions(tree) if callable(dimensions) else dimensions
+        given = dimensions(tree) if _tree.is_function(dimensions) else dimensions
         given = MuonDimensionNumbers() if given is None else given
         listed = _tree.broadcast("scale_by_muon", _WHAT, given, tree, is_leaf=_is_dimension_numbers)
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
@@ -152,7 +151,7 @@ def _normalized(path: str, numbers: MuonDimensionNumbers, ndim: int) -> _Axes:
 
 
 def _is_dimension_numbers(x: Any) -> bool:
-    return x is None or isinstance(x, MuonDimensionNumbers | MaskedNode)
+    return _tree.is_hole(x) or _tree.is_marker(x, MuonDimensionNumbers)
 
 
 @transformation
@@ -329,7 +328,7 @@ def muon(
             return jax.tree.map(
                 lambda x: MuonDimensionNumbers() if jnp.ndim(x) == 2 else None, params
             )
-        return dimensions(params) if callable(dimensions) else dimensions
+        return dimensions(params) if _tree.is_function(dimensions) else dimensions
 
     def labels(params: Any) -> Any:
         return jax.tree.map(

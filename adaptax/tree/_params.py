@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .._core import _checks
-from .._core._tree import is_none
+from .._core._tree import Laid, NotAPrefix, is_hole
 
 
 @jax.tree_util.register_static
@@ -60,27 +60,26 @@ def map_params(
     """
     placeholder = _placeholder()
     init = getattr(initable, "init", initable)
-    marks, treedef = jax.tree.flatten(
-        init(placeholder), is_leaf=lambda x: isinstance(x, type(placeholder))
-    )
+    mark = type(placeholder)
     try:
-        parts = treedef.flatten_up_to(state)
-    except ValueError as error:
-        raise _not_its_state(initable, str(error).splitlines()[0]) from None
+        laid = Laid.of(init(placeholder), state, lambda x: isinstance(x, mark))
+    except NotAPrefix as error:
+        raise _not_its_state(initable, str(error)) from None
 
     def map_part(part: Any) -> Any:
         if is_leaf is not None:
             return jax.tree.map(f, part, *rest, is_leaf=is_leaf)
         return jax.tree.map(
-            lambda x, *xs: x if _is_hole(x) else f(x, *xs), part, *rest, is_leaf=_is_hole
+            lambda x, *xs: x if is_hole(x) else f(x, *xs), part, *rest, is_leaf=is_hole
         )
 
     def others(part: Any) -> Any:
         return part if transform_non_params is None else transform_non_params(part)
 
-    return treedef.unflatten(
-        map_part(part) if isinstance(mark, type(placeholder)) else others(part)
-        for mark, part in zip(marks, parts, strict=True)
+    parts = laid.structure.flatten_up_to(state)
+    return laid.structure.unflatten(
+        map_part(part) if isinstance(value, mark) else others(part)
+        for value, part in zip(laid.values, parts, strict=True)
     )
 
 
@@ -88,11 +87,6 @@ def _placeholder() -> Any:
     """Optax's own where optax is loaded, because its `masked` knows no other."""
     module = sys.modules.get("optax.tree_utils._state_utils")
     return getattr(module, "_ParamsPlaceholder", Placeholder)()
-
-
-def _is_hole(x: Any) -> bool:
-    """None or a `MaskedNode`, of adaptax or optax."""
-    return is_none(x) or type(x).__name__ == "MaskedNode"
 
 
 def _not_its_state(initable: Any, problem: str) -> ValueError:

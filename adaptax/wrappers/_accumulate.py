@@ -23,6 +23,7 @@ from .._core import (
     _manual,
     _tree,
     compute_dtype,
+    has_foreign,
     node_of,
     safe_increment,
     transformation,
@@ -194,8 +195,8 @@ def MultiSteps(
         \qquad u = \mathrm{opt}(\bar g_k) \text{ at the end of a window, else } 0
 
     The inner update is computed only when it is due; the other micro-batches cost one pass over
-    the mean and the gradient. The inner transformation receives the mean in float32 or wider;
-    the updates have the gradients' dtypes.
+    the mean and the gradient. The inner transformation receives the mean in float32 or wider (one
+    from elsewhere: in the gradients' dtypes); the updates have the gradients' dtypes.
 
     Args:
         opt: The transformation that gets the means.
@@ -232,6 +233,7 @@ def MultiSteps(
     (-2.0, True)
     """
     node = node_of(opt)
+    rounds = has_foreign(node)
     counts_weight = weighted or nonfinite == "drop"
     slot = Slot(dtype=accumulator_dtype)
     wanted = WeightedMultiStepsState if counts_weight else MultiStepsState
@@ -244,7 +246,6 @@ def MultiSteps(
         return _manual.anywhere(skip, gradient_step), info
 
     def init(params: Any) -> Any:
-        _tree.check_arrays("MultiSteps", params)
         zero = jnp.zeros((), jnp.int32)
         _, info = skips(jax.tree.map(jnp.zeros_like, params), zero, params)
         fields = (zero, zero, node.init(params), jax.tree.map(slot.init, params), info)
@@ -272,7 +273,9 @@ def MultiSteps(
 
         def go() -> Any:
             finite = _manual.everywhere(all_finite(acc), state.mini_step)
-            done = choose(finite, lambda: step.done(dtypes, mean()), lambda: step.left_out(dtypes))
+            done = choose(
+                finite, lambda: step.done(dtypes, mean(), rounds), lambda: step.left_out(dtypes)
+            )
             return *done, jax.tree.map(jnp.zeros_like, acc), finite
 
         def stay() -> Any:
@@ -375,7 +378,6 @@ def apply_every(k: Count = 1) -> Pair:
     """
 
     def init(params: Any) -> ApplyEvery:
-        _tree.check_arrays("apply_every", params)
         return ApplyEvery(jnp.zeros((), jnp.int32), jax.tree.map(Slot().init, params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._core import Pair, Transform, _tree, node_of, transformation
+from .._core import Pair, Transform, _tree, lands, node_of, transformation
 
 
 @transformation
@@ -46,7 +46,7 @@ def flatten(inner: Transform) -> Pair:
         vector, state = node.update(
             _vector(updates), state, None if params is None else _vector(params), **extra_args
         )
-        return _unflattened(vector, updates), state
+        return _unflattened(vector, updates, lands(node)), state
 
     return Pair(init, update, lambda state: {"": (inner, state)})
 
@@ -68,8 +68,8 @@ def _vector(tree: Any) -> Any:
     return jnp.concatenate([x.reshape(-1).astype(dtype) for x in arrays])
 
 
-def _unflattened(vector: Any, tree: Any) -> Any:
-    """The tree's leaves, in their dtypes, from the vector."""
+def _unflattened(vector: Any, tree: Any, lands: bool) -> Any:
+    """The tree's leaves, in their dtypes (where they land: in the vector's), from the vector."""
     leaves, treedef = jax.tree.flatten(tree, is_leaf=_tree.is_none)
     new, at = [], 0
     for x in leaves:
@@ -79,5 +79,6 @@ def _unflattened(vector: Any, tree: Any) -> Any:
         piece = vector[at : at + math.prod(jnp.shape(x))].reshape(jnp.shape(x))
         at += math.prod(jnp.shape(x))
         real = not jnp.iscomplexobj(x) and jnp.iscomplexobj(piece)
-        new.append((piece.real if real else piece).astype(jnp.result_type(x)))
+        piece = piece.real if real else piece
+        new.append(piece if lands else piece.astype(jnp.result_type(x)))
     return treedef.unflatten(new)

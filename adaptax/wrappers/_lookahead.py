@@ -17,6 +17,7 @@ from .._core import (
     _tree,
     apply_updates,
     compute_dtype,
+    lands,
     node_of,
     transformation,
     widen,
@@ -169,7 +170,9 @@ def lookahead(
             raise _not_lookahead(params)
         dtypes = _tree.dtypes(updates)
         updates, fast_state = node.update(updates, state.fast_state, fast, **extra_args)
-        trees = {"updates": _tree.round_to(updates, dtypes), "params": fast, "slow": slow}
+        if not lands(node):
+            updates = _tree.round_to(updates, dtypes)
+        trees = {"updates": updates, "params": fast, "slow": slow}
         columns, structure = side_by_side("lookahead", trees)
         sync = state.steps_since_sync == sync_period - 1
         size = jnp.asarray(scalar("lookahead", "slow_step_size", slow_step_size))
@@ -202,8 +205,7 @@ def lookahead(
 
 def is_lookahead(params: Any) -> bool:
     """Whether params are a `LookaheadParams`, ours or optax's."""
-    named = getattr(params, "_fields", None) == LookaheadParams._fields
-    return named and type(params).__name__ == LookaheadParams.__name__
+    return _tree.is_marker(params, LookaheadParams)
 
 
 def _not_lookahead(params: Any) -> TypeError:

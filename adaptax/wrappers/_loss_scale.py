@@ -18,6 +18,7 @@ from .._core import (
     _manual,
     _tree,
     compute_dtype,
+    has_foreign,
     node_of,
     safe_increment,
     transformation,
@@ -79,7 +80,9 @@ def dynamic_loss_scale(
         updates, state = tx.update(grads, state, params)
 
     `update` divides the gradients by the scale, in float32, and gives them so to the inner
-    transformation; what returns has the dtypes of the gradients. Where one is NaN or infinite,
+    transformation (rounded to the gradients' dtypes if that is from elsewhere; put
+    `lowbit.master_weights` between the two to keep it from that); what returns has the dtypes of
+    the gradients. Where one is NaN or infinite,
     the updates are zero, the inner state stays as it is, bit for bit, and the scale falls by
     the factor; after `growth_interval` steps without one it rises by it:
 
@@ -107,6 +110,7 @@ def dynamic_loss_scale(
         Micikevicius et al., "Mixed Precision Training", 2018, arXiv:1710.03740, section 3.2.
     """
     node = node_of(inner)
+    rounds = has_foreign(node)
 
     def clamped(scale: Any) -> Any:
         low, high = (jnp.asarray(x, jnp.float32) for x in (min_scale, max_scale))
@@ -126,7 +130,7 @@ def dynamic_loss_scale(
 
         def go() -> Any:
             unscaled = jax.tree.map(lambda g: _divided(g, scale), updates)
-            return step.done(dtypes, unscaled)
+            return step.done(dtypes, unscaled, rounds)
 
         new, inner_state = choose(good, go, lambda: step.left_out(dtypes))
         steps = safe_increment(state.good_steps)

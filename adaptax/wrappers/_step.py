@@ -56,9 +56,17 @@ class Step(NamedTuple):
         new = jax.eval_shape(arrays)
         return [d if x is None else x.dtype for x, d in zip(new, given, strict=True)]
 
-    def done(self, dtypes: Sequence[Any], updates: Any = None) -> tuple[Any, Any]:
-        """The new updates and state, perhaps from wider `updates`; in the dtypes of before."""
+    def done(
+        self, dtypes: Sequence[Any], updates: Any = None, rounds: bool = False
+    ) -> tuple[Any, Any]:
+        """The new updates and state, perhaps from wider `updates`; in the dtypes of before.
+
+        `rounds` says whether the transformation is to see wider updates in the dtypes of the
+        given ones.
+        """
         updates = self.updates if updates is None else updates
+        if rounds:
+            updates = _tree.round_to(updates, _tree.dtypes(self.updates))
         new, state = self.node.update(updates, self.state, self.params, **self.extra_args)
         return _tree.round_to(new, dtypes), jax.tree.map(_as_before, self.state, state)
 
