@@ -7,6 +7,7 @@ init and update of a value are bound to the call; they build what they run from 
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -110,7 +111,7 @@ class Call:
         except AttributeError:
             arguments = self.arguments
             built = self.factory.build(arguments)
-            if isinstance(built, GradientTransformation):
+            if is_ours(built):
                 built = node_of(built)
             bind = getattr(built, "bind", None)
             built = built if bind is None else bind(self.factory, arguments)
@@ -158,7 +159,27 @@ _SIGNATURES = {
 }
 
 
-class GradientTransformation(NamedTuple):
+def _of_optax(name: str) -> Any:
+    """A class of optax's, if the program has imported optax."""
+    return getattr(sys.modules.get("optax"), name, None)
+
+
+class _Functions(NamedTuple):
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class _OptaxToo(type):
+    """Makes `isinstance(tx, GradientTransformation)` true for optax's transformations."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if type.__instancecheck__(cls, instance):
+            return True
+        theirs = _of_optax("GradientTransformation") if cls is GradientTransformation else None
+        return theirs is not None and isinstance(instance, theirs)
+
+
+class GradientTransformation(_Functions, metaclass=_OptaxToo):
     """A pair of pure functions over pytrees, and a value.
 
     `init(params)` makes a state; `update(updates, state, params=None, **extra_args)` returns the
@@ -170,10 +191,20 @@ class GradientTransformation(NamedTuple):
     retrace), be stacked and mapped with `jax.vmap`, be differentiated, or be a static argument.
 
     A pair of your own functions works everywhere too; it has no leaves and compares by identity.
+
+    `isinstance` takes the class and optax's for one, in both directions: a transformation is an
+    `optax.GradientTransformationExtraArgs` in a program that has imported optax.
     """
 
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
+    __slots__ = ()
+
+    @property
+    def __class__(self) -> Any:
+        """What `isinstance` reads beside the type: optax's class, once there is one."""
+        return _of_optax("GradientTransformationExtraArgs") or type(self)
+
+    def __reduce__(self) -> Any:
+        return type(self), tuple(self)  # object's own goes by __class__
 
     @classmethod
     def of(cls, call: Call) -> "GradientTransformation":
@@ -185,6 +216,11 @@ class GradientTransformation(NamedTuple):
         if call is not None:
             return repr(call)
         return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
+
+
+def is_ours(tx: Any) -> bool:
+    """Whether a value is of our class, whatever `isinstance` says of optax's."""
+    return issubclass(type(tx), GradientTransformation)
 
 
 GradientTransformationExtraArgs: TypeAlias = GradientTransformation
@@ -272,7 +308,7 @@ class TransformationKind(Kind):
     numeric = True
 
     def canonical(self, function: str, name: str, value: Any) -> GradientTransformation:
-        if isinstance(value, GradientTransformation):
+        if is_ours(value):
             return value
         if not (isinstance(value, tuple) and len(value) == 2 and all(map(callable, value))):
             raise _checks.not_a_transformation(function, name, value)
@@ -280,7 +316,7 @@ class TransformationKind(Kind):
 
     def named(self, value: Any) -> Mapping[str, GradientTransformation]:
         """The transformations in a canonical argument, in the order of its leaves, by name."""
-        if isinstance(value, GradientTransformation):
+        if is_ours(value):
             return {"": value}
         return {str(i): tx for i, tx in enumerate(value)}
 
