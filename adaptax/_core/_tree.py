@@ -24,6 +24,17 @@ def is_hole(x: Any) -> bool:
     return x is None or isinstance(x, MaskedNode)
 
 
+def is_function(x: Any) -> bool:
+    """Whether x is a function of a tree, where a tree may be given instead.
+
+    A pytree that can be called, such as an Equinox module, is a tree, unless all of its leaves are
+    functions (as those of a wrapped function are).
+    """
+    if isinstance(x, jax.tree_util.Partial):
+        return True
+    return callable(x) and all(map(callable, jax.tree.leaves(x)))
+
+
 def _is_array(x: Any) -> bool:
     return (hasattr(x, "dtype") and hasattr(x, "shape")) or isinstance(x, float | int | complex)
 

@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -17,18 +17,10 @@ from jax.core import Tracer
 
 from . import _checks
 from ._kinds import Kind, frozen, kind_of
+from ._node import Foreign, Node
+from ._spelling import is_default, spelled
 
 P = ParamSpec("P")
-
-
-@runtime_checkable
-class Node(Protocol):
-    """What a factory's body returns: something with an init and an update."""
-
-    def init(self, params: Any) -> Any: ...
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]: ...
 
 
 class Call:
@@ -76,8 +68,8 @@ class Call:
         for name, parameter in self.factory.signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 shown += [repr(v) for v in given[name]]
-            elif not _is_default(given[name], parameter.default):
-                shown.append(f"{name}={_spelled(given[name])}")
+            elif not is_default(given[name], parameter.default):
+                shown.append(f"{name}={spelled(given[name])}")
         return f"{self.name}({', '.join(shown)})"
 
     @property
@@ -253,14 +245,6 @@ class ScheduleValue:
         return repr(self.call)
 
 
-Parts: TypeAlias = Callable[[Any], Mapping[str, tuple[GradientTransformation, Any]]]
-"""Given a state (or None), each transformation inside and its part of the state (or None), by
-name; the name of an only one is empty."""
-
-Chosen: TypeAlias = Callable[[Any], Mapping[str, list[bool]]]
-"""Given the parameters, which of the leaves (None leaves included) each of the parts sees."""
-
-
 def call_of(tx: Any) -> Call | None:
     """The call behind a transformation, or None for a pair of plain functions."""
     init = getattr(tx, "init", None)
@@ -271,35 +255,6 @@ def node_of(tx: Any) -> Node:
     """What a transformation runs: its built node, or the pair itself, taught to drop extras."""
     call = call_of(tx)
     return Foreign(*tx) if call is None else call.built
-
-
-class Pair(NamedTuple):
-    """The init and update of a transformation that is written with whole trees."""
-
-    init: Callable[..., Any]
-    update: Callable[..., Any]
-    parts: Parts | None = None  # of a wrapper: what it wraps
-    chosen: Chosen | None = None  # of a wrapper for parts of the parameters: which
-    lands: bool = False  # its updates are float32 on purpose: 16-bit parameters land on a number
-
-
-class Foreign:
-    """A pair of functions from elsewhere, given those extra arguments that it can take."""
-
-    def __init__(self, init: Any, update: Any):
-        self.init = init
-        self._update = update
-        parameters = inspect.signature(update).parameters.values()
-        self._all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        """Call the function with what its signature allows."""
-        if not self._all:
-            extra_args = {k: v for k, v in extra_args.items() if k in self._names}
-        return self._update(updates, state, params, **extra_args)
 
 
 class TransformationKind(Kind):
@@ -391,27 +346,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray | jax.Array) or isinstance(b, np.ndarray | jax.Array):
         return frozen(a) == frozen(b)
     return type(a) is type(b) and bool(a == b)
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    if value is None or default is None:
-        return value is default  # a dtype of float64 == None, says numpy
-    arrays = any(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(value))
-    return not arrays and bool(value == default)
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, np.dtype):
-        return repr(value.name)
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return f"jnp.array({np.asarray(value).tolist()}, {value.dtype.name!r})"
-    if inspect.isfunction(value):
-        return value.__qualname__
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {_spelled(v)}" for k, v in value.items()) + "}"
-    if type(value) is tuple:
-        return "(" + ", ".join(map(_spelled, value)) + ("," if len(value) == 1 else "") + ")"
-    return repr(value)
 
 
 class Structure:

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from .._core import (
     node_of,
     safe_increment,
     transformation,
+    unboxed,
 )
 from .._core._kinds import StaticInt
 from .._core._value import call_of
@@ -200,7 +200,7 @@ def _closed(codecs: list[Codec | None], state: Any, seed: int) -> Any:
         if codec is not None:
             by = known[partners[k]] if k in partners else None
             codes, scale, known[k] = _nearest(codec, x.codes, by)
-            shell[k] = replace(x, codes=codes, scale=scale)
+            shell[k] = x._replace(codes=codes, scale=scale)
     return structure.unflatten(shell)
 
 
@@ -317,7 +317,7 @@ def decode_state(state: OptState) -> OptState:
         leaves, outer = jax.tree.flatten(inner, is_leaf=is_encoded)
         return outer.unflatten(_opened(leaves, _partners(jax.tree.structure(inner))))
 
-    return jax.tree.map(opened, state, is_leaf=lambda x: isinstance(x, StoreState))
+    return jax.tree.map(opened, unboxed(state), is_leaf=lambda x: isinstance(x, StoreState))
 
 
 def encode_state(tx: GradientTransformation, state: OptState, params: Any) -> StoreState:

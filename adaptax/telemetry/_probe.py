@@ -17,6 +17,7 @@ from .._core import (
     node_of,
     safe_increment,
     transformation,
+    unboxed,
 )
 from .._core._tree import is_inexact
 from ._measure import Groups, Trees, measured, members, numbers, trained
@@ -160,7 +161,7 @@ def _is_probe(x: Any) -> bool:
 
 
 def _samples(where: str, state: Any) -> Sample:
-    found = [x for x in jax.tree.leaves(state, is_leaf=_is_probe) if _is_probe(x)]
+    found = [x for x in jax.tree.leaves(unboxed(state), is_leaf=_is_probe) if _is_probe(x)]
     if len(found) != 1:
         wanted = "a state with one ProbeState, or the part of one that has"
         raise _checks.wrong_state(where, f"{wanted} (there are {len(found)})", type(state).__name__)
