@@ -2,6 +2,7 @@
 
 from ._apply import apply_updates as apply_updates
 from ._boxes import boxed_like as boxed_like
+from ._boxes import is_box as is_box
 from ._boxes import unboxed as unboxed
 from ._chain import Transform as Transform
 from ._chain import chain as chain

@@ -8,21 +8,23 @@ import jax
 T = TypeVar("T")
 
 
-def unboxed(tree: T) -> T:
-    """The tree with the values of Flax NNX's variables where it has variables.
-
-    Any other tree is returned as it is. Flax is not imported: without it there are no variables.
-    """
+def is_box(x: Any) -> bool:
+    """Whether x is a variable of Flax NNX. Flax is not imported: without it there are none."""
     variable = getattr(sys.modules.get("flax.nnx"), "Variable", None)
-    if variable is None:
+    return variable is not None and isinstance(x, variable)
+
+
+def unboxed(tree: T) -> T:
+    """The tree with their values in the place of boxes; any other tree as it is."""
+    if "flax.nnx" not in sys.modules:
         return tree
 
-    def is_box(x: Any) -> bool:
-        return isinstance(x, variable)
-
     def value(x: Any) -> Any:
+        if not is_box(x):
+            return x
         # As a node of a tree a variable has its value as the one child, in every release of Flax.
-        return unboxed(_children(x)[0]) if is_box(x) else x
+        (inside,) = jax.tree.leaves(x, is_leaf=lambda y: y is not x)
+        return unboxed(inside)
 
     return jax.tree.map(value, tree, is_leaf=is_box)
 
@@ -32,7 +34,3 @@ def boxed_like(boxed: Any, tree: T) -> T:
     if jax.tree.structure(unboxed(boxed)) != jax.tree.structure(tree):
         return tree
     return jax.tree.structure(boxed).unflatten(jax.tree.leaves(tree))
-
-
-def _children(x: Any) -> list[Any]:
-    return jax.tree.leaves(x, is_leaf=lambda y: y is not x)

@@ -17,6 +17,7 @@ from .._core import (
     Transform,
     _checks,
     _tree,
+    is_box,
     node_of,
     safe_increment,
     transformation,
@@ -186,15 +187,17 @@ def _opened(leaves: list[Any], partners: Mapping[int, int]) -> list[Any]:
 
 
 def _closed(codecs: list[Codec | None], state: Any, seed: int) -> Any:
-    """A state with arrays in their formats, rounded to the nearest."""
-    leaves, structure = jax.tree.flatten(state)
-    numbers = itertools.count(1)
+    """A state with arrays in their formats, rounded to the nearest.
+
+    What is encoded leaves the box that it was in: `flax.nnx` can't update a node inside of one.
+    """
+    leaves, structure = jax.tree.flatten(state, is_leaf=is_box)
+    numbers, known = itertools.count(1), list(map(unboxed, leaves))
     shell = [
-        x if codec is None else Encoded(x, None, _seed(seed, next(numbers)), codec, x.dtype)
-        for codec, x in zip(codecs, leaves, strict=True)
+        x if codec is None else Encoded(bare, None, _seed(seed, next(numbers)), codec, bare.dtype)
+        for codec, x, bare in zip(codecs, leaves, known, strict=True)
     ]
-    partners = _partners(jax.tree.structure(structure.unflatten(shell)))
-    known = list(leaves)
+    partners = _partners(jax.tree.structure(unboxed(structure.unflatten(shell))))
     for k in sorted(range(len(shell)), key=partners.__contains__):
         x, codec = shell[k], codecs[k]
         if codec is not None:

@@ -115,7 +115,9 @@ def probe(
             now = sample(trees, list(state.samples.leaves), state.count)
             place = (state.count // every) % history
             return jax.tree.map(
-                lambda old, x: old.at[place].set(x.astype(old.dtype)), state.samples, now
+                lambda old, x: jnp.asarray(old).at[place].set(x.astype(old.dtype)),
+                state.samples,
+                now,
             )
 
         due, samples = state.count % every == 0, state.samples

@@ -142,7 +142,8 @@ def schedule_free_eval_params(state: OptState, params: Params) -> Params:
     Raises:
         TypeError: No part of the state is a `ScheduleFreeState`.
     """
-    if not any(one.name == "ScheduleFreeState" for one in _averages(unboxed(state))):
+    state = unboxed(state)
+    if not any(one.name == "ScheduleFreeState" for one in _averages(state)):
         raise _checks.wrong_kind(
             "schedule_free_eval_params", "state", "or hold a ScheduleFreeState", state
         )
