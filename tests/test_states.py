@@ -25,7 +25,7 @@ from test_formats import FORMATS
 from test_wrappers import WRAPPERS
 
 import adaptax
-from adaptax import lowbit, telemetry
+from adaptax import checkpoint, lowbit, telemetry
 from adaptax._core import boxed_like, unboxed
 from adaptax.interop import as_optax
 
@@ -174,6 +174,15 @@ def test_orbax_saves_every_state(tmp_path: Path):
 def test_a_state_made_before_flax_is_imported_is_saved_too():
     """Nothing is registered with Flax."""
     assert not flax.serialization.is_serializable(lowbit.Encoded)
+
+
+def test_an_empty_array_that_is_no_longer_in_the_state_is_not_missed(tmp_path: Path):
+    like = adaptax.guard(ADAM).init(params())
+    saved = filled(like)._replace(norms=jnp.zeros(0))
+    checkpoint.save(tmp_path / "old", saved)
+    got, report = checkpoint.restore(tmp_path / "old", like)
+    assert_same_bits(got, saved._replace(norms=None))
+    assert ("norms", "dropped") in [(row.name, row.outcome) for row in report.rows]
 
 
 @rows
