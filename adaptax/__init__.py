@@ -1,5 +1,9 @@
 """Adaptive gradient optimizers for JAX: pure (init, update) pairs over pytrees."""
 
+import importlib as _importlib
+import sys as _sys
+import typing as _typing
+
 from . import tree as tree
 from . import tree_utils as tree_utils
 from ._core import EmptyState as EmptyState
@@ -153,3 +157,41 @@ from .wrappers import set_hyperparams as set_hyperparams
 from .wrappers import skip_large_updates as skip_large_updates
 from .wrappers import skip_not_finite as skip_not_finite
 from .wrappers import swa as swa
+
+if _typing.TYPE_CHECKING:
+    from . import bench as bench
+    from . import catalog as catalog
+    from . import checkpoint as checkpoint
+    from . import extend as extend
+    from . import interop as interop
+    from . import lowbit as lowbit
+    from . import sharding as sharding
+    from . import sweep as sweep
+    from . import telemetry as telemetry
+
+__version__ = "0.1.0"
+
+_ON_DEMAND = (
+    "bench",
+    "catalog",
+    "checkpoint",
+    "extend",
+    "interop",
+    "lowbit",
+    "sharding",
+    "sweep",
+    "telemetry",
+)
+
+if not _typing.TYPE_CHECKING:  # a type checker would take every name for one of the module's
+
+    def __getattr__(name: str) -> _typing.Any:
+        if name in _ON_DEMAND:
+            return _importlib.import_module(f".{name}", __name__)
+        from ._absent import no_attribute
+
+        raise AttributeError(no_attribute(name), name=name, obj=_sys.modules[__name__])
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.metadata
 import inspect
 import itertools
 import subprocess
@@ -13,9 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from support import grads, optax_rules, params, trajectory
 
 import adaptax
+from adaptax import _absent
 from adaptax.catalog import CATALOG
 
 ROOT = Path(adaptax.__file__).parent
@@ -199,3 +203,75 @@ for name in ("adaptax", "adaptax.catalog", "adaptax.interop", "adaptax.extend"):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
+
+
+# Names that are not there at import
+
+
+ON_DEMAND = [path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()]
+ON_DEMAND = [name for name in ON_DEMAND if not name.startswith("_")] + ["catalog", "extend"]
+
+
+def test_public_modules_are_attributes_of_the_package():
+    code = f"""
+import adaptax, sys
+for name in {ON_DEMAND}:
+    assert name in dir(adaptax), name
+    assert getattr(adaptax, name) is sys.modules["adaptax." + name]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_type_checkers_see_the_modules():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname for node in imports if node.module is None for alias in node.names}
+    loaded = {"optimizers", "transforms", "wrappers"}  # by what is imported from them
+    assert set(ON_DEMAND) - loaded <= seen
+
+
+def public_names(module: Any) -> set[str]:
+    return {name for name in dir(module) if not name.startswith("_")}
+
+
+def test_what_optax_has_and_we_have_not_is_listed():
+    here = set(PUBLIC) | {name for name in dir(adaptax) if not name.startswith("_")}
+    main, contrib = (public_names(module) - here for module in (optax, optax.contrib))
+    assert main == _absent.TRANSFORMATIONS | _absent.SCHEDULES | _absent.OTHERS
+    assert contrib - main == _absent.CONTRIB_TRANSFORMATIONS | _absent.CONTRIB_OTHERS
+    functions = {getattr(optax, name) for name in _absent.TRANSFORMATIONS | _absent.SCHEDULES}
+    functions |= {getattr(optax.contrib, name) for name in _absent.CONTRIB_TRANSFORMATIONS}
+    assert all(map(inspect.isfunction, functions))
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        (
+            "adabelief",
+            r"has no adabelief; optax has: optax\.adabelief\(\.\.\.\) goes into adaptax\.",
+        ),
+        ("sophia", r"optax\.contrib\.sophia\(\.\.\.\) goes into adaptax\.chain and all"),
+        ("sgdr_schedule", r"optax\.sgdr_schedule\(\.\.\.\) goes wherever adaptax takes a schedule"),
+        ("l2_loss", r"optax\.l2_loss works beside adaptax\.$"),
+        ("contrib", r"what adaptax has of optax\.contrib is at its top level"),
+        ("adm", r"^module 'adaptax' has no attribute 'adm'$"),
+    ],
+)
+def test_a_missing_name_says_where_it_is(name, text):
+    with pytest.raises(AttributeError, match=text) as caught:
+        getattr(adaptax, name)
+    assert (caught.value.name, caught.value.obj) == (name, adaptax)
+    assert not hasattr(adaptax, name)
+
+
+def test_what_the_error_says_of_transformations_and_schedules_is_so():
+    schedule = optax.warmup_constant_schedule(0.0, 1.0, 2)
+    with optax_rules():
+        for theirs in (optax.rprop(0.1), optax.contrib.ademamix(0.1), optax.zero_nans()):
+            tx = adaptax.chain(adaptax.clip(1.0), theirs, adaptax.sgd(schedule))
+            trajectory(tx, params(), [grads()])
+
+
+def test_the_version_is_that_of_the_package():
+    assert adaptax.__version__ == importlib.metadata.version("adaptax")

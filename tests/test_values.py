@@ -184,12 +184,19 @@ def test_masks_that_differ_in_a_leaf_differ():
 
 
 def test_arrays_compare_by_dtype_shape_and_bits():
-    one = adaptax.sgd(jnp.array(0.5))
-    assert one == adaptax.sgd(jnp.array(0.5))
-    assert one != adaptax.sgd(jnp.array(0.25))
-    assert one != adaptax.sgd(jnp.array([0.5]))
-    assert one != adaptax.sgd(jnp.array(0.5, jnp.bfloat16))
+    one = adaptax.sgd(jnp.array([0.5]))
+    assert one == adaptax.sgd(jnp.array([0.5]))
+    assert one != adaptax.sgd(jnp.array([0.25]))
+    assert one != adaptax.sgd(jnp.array([[0.5]]))
+    assert one != adaptax.sgd(jnp.array([0.5], jnp.bfloat16))
     assert one != adaptax.sgd(0.5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_an_array_of_one_number_is_that_number(dtype):
+    one = adaptax.chain(adaptax.sgd(jnp.array(2, dtype)), adaptax.scale(np.ones((), np.float32)))
+    assert one == adaptax.chain(adaptax.sgd(2.0), adaptax.scale(1.0))
+    assert [type(leaf) for leaf in jax.tree.leaves(one)] == [float, float]
 
 
 def test_an_unhashable_callable_is_a_schedule_too():

@@ -1,6 +1,9 @@
 """The engine: values, rules, trees, chains. Nothing here knows an algorithm."""
 
 from ._apply import apply_updates as apply_updates
+from ._boxes import boxed_like as boxed_like
+from ._boxes import is_box as is_box
+from ._boxes import unboxed as unboxed
 from ._chain import Transform as Transform
 from ._chain import chain as chain
 from ._chain import has_foreign as has_foreign
@@ -29,6 +32,8 @@ from ._masking import multi_transform as multi_transform
 from ._masking import partition as partition
 from ._matrices import on_stack as on_stack
 from ._matrices import sharing as sharing
+from ._node import Node as Node
+from ._node import Pair as Pair
 from ._numerics import Decay as Decay
 from ._numerics import abs_sq as abs_sq
 from ._numerics import average as average
@@ -67,8 +72,6 @@ from ._types import Schedule as Schedule
 from ._types import Updates as Updates
 from ._value import GradientTransformation as GradientTransformation
 from ._value import GradientTransformationExtraArgs as GradientTransformationExtraArgs
-from ._value import Node as Node
-from ._value import Pair as Pair
 from ._value import node_of as node_of
 from ._value import schedule as schedule
 from ._value import transformation as transformation

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 
 from . import _checks, _leafwise, _tree
 from ._leafwise import Leafwise, leafwise
+from ._node import Node, Pair
 from ._types import EmptyState
 from ._value import (
     Foreign,
     GradientTransformation,
-    Node,
-    Pair,
     TransformationKind,
     node_of,
     transformation,

@@ -8,7 +8,7 @@ import jax
 from . import _checks
 from ._kinds import Kind, Number, Numbers, Optional
 from ._paths import matches
-from ._value import Call, GradientTransformation, ScheduleValue, TransformationKind, call_of
+from ._value import Call, ScheduleValue, TransformationKind, call_of, is_ours
 
 
 class Numeric(NamedTuple):
@@ -89,7 +89,7 @@ def replaced(tx: Any, f: Callable[[Numeric], Any], prefix: str = "") -> Any:
                 replaced(one, f, f"{prefix}{part}/" if part else prefix)
                 for part, one in kind.named(argument).items()
             ]
-            structure = jax.tree.structure(argument, is_leaf=_is_transformation)
+            structure = jax.tree.structure(argument, is_leaf=is_ours)
             new[name] = structure.unflatten(inner)
         elif kind.numeric and argument is not None:
             number = _number(kind)
@@ -102,10 +102,6 @@ def replaced(tx: Any, f: Callable[[Numeric], Any], prefix: str = "") -> Any:
         else:
             new[name] = argument
     return type(tx).of(call.with_arguments(new))
-
-
-def _is_transformation(x: Any) -> bool:
-    return isinstance(x, GradientTransformation)
 
 
 def _keys(path: Any) -> Iterator[str]:

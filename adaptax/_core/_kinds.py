@@ -62,9 +62,8 @@ class Number(Kind):
             inside = False
         if not inside:
             raise _checks.out_of_range(function, name, self.interval, value)
-        if not isinstance(value, jax.Array) and np.ndim(value) == 0:
-            return float(value)
-        return jnp.asarray(value)
+        # One number is a float, an array too: nnx.Optimizer takes no arrays in what is static.
+        return float(value) if np.ndim(value) == 0 else jnp.asarray(value)
 
     def _holds(self, x: np.ndarray) -> bool:
         low, high = (float(s) for s in self.interval[1:-1].split(","))
@@ -208,6 +207,12 @@ def kind_of(annotation: Any) -> Kind:
     return Kind()
 
 
+def bits(array: Any) -> np.ndarray:
+    """An array in numpy; of PRNG keys their data."""
+    key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if key else array)
+
+
 def frozen(value: Any) -> Any:
     """A hashable stand-in for an argument, equal exactly when the argument is.
 
@@ -216,7 +221,7 @@ def frozen(value: Any) -> Any:
     if isinstance(value, Tracer):
         return (Tracer, id(value))
     if isinstance(value, np.ndarray | jax.Array):
-        return (str(value.dtype), value.shape, np.asarray(value).tobytes())
+        return (str(value.dtype), value.shape, bits(value).tobytes())
     if isinstance(value, Mapping):
         return (type(value), frozenset((k, frozen(v)) for k, v in value.items()))
     if isinstance(value, list | tuple):

@@ -169,7 +169,8 @@ class Leafwise:
         here = self.structure.link(jax.tree.map(cast, numbers)).shared
         assert here is not None  # its closure has this step's numbers
         t = None if count is None else count.astype(real)
-        state = state._replace(**{name: cast(x) for name, x in held.items()})
+        if held:
+            state = state._replace(**{name: cast(x) for name, x in held.items()})
         with mixing(*jax.tree.leaves((updates, params))):
             return here(t, updates, params, state)
 

@@ -13,12 +13,11 @@ from jax.core import Tracer
 from . import _checks, _paths, _tree
 from ._chain import Transform, set_to_zero
 from ._leafwise import SKIP, Leafwise
+from ._node import Node, Pair
 from ._tree import Laid, MaskedNode, is_function, is_hole, is_none
 from ._types import ArrayTree, MaskLike
 from ._value import (
     GradientTransformation,
-    Node,
-    Pair,
     TransformationKind,
     node_of,
     transformation,

@@ -7,8 +7,9 @@ init and update of a value are bound to the call; they build what they run from 
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -17,18 +18,10 @@ from jax.core import Tracer
 from . import _checks, _tree
 from ._fresh import fresh
 from ._kinds import Kind, frozen, kind_of
+from ._node import Foreign, Node
+from ._spelling import is_default, spelled
 
 P = ParamSpec("P")
-
-
-@runtime_checkable
-class Node(Protocol):
-    """What a factory's body returns: something with an init and an update."""
-
-    def init(self, params: Any) -> Any: ...
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]: ...
 
 
 class Call:
@@ -76,8 +69,8 @@ class Call:
         for name, parameter in self.factory.signature.parameters.items():
             if parameter.kind is parameter.VAR_POSITIONAL:
                 shown += [repr(v) for v in given[name]]
-            elif not _is_default(given[name], parameter.default):
-                shown.append(f"{name}={_spelled(given[name])}")
+            elif not is_default(given[name], parameter.default):
+                shown.append(f"{name}={spelled(given[name])}")
         return f"{self.name}({', '.join(shown)})"
 
     @property
@@ -111,7 +104,7 @@ class Call:
         except AttributeError:
             arguments = self.arguments
             built = self.factory.build(arguments)
-            if isinstance(built, GradientTransformation):
+            if is_ours(built):
                 built = node_of(built)
             bind = getattr(built, "bind", None)
             built = built if bind is None else bind(self.factory, arguments)
@@ -171,7 +164,27 @@ _SIGNATURES = {
 }
 
 
-class GradientTransformation(NamedTuple):
+def _of_optax(name: str) -> Any:
+    """A class of optax's, if the program has imported optax."""
+    return getattr(sys.modules.get("optax"), name, None)
+
+
+class _Functions(NamedTuple):
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class _OptaxToo(type):
+    """Makes `isinstance(tx, GradientTransformation)` true for optax's transformations."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if type.__instancecheck__(cls, instance):
+            return True
+        theirs = _of_optax("GradientTransformation") if cls is GradientTransformation else None
+        return theirs is not None and isinstance(instance, theirs)
+
+
+class GradientTransformation(_Functions, metaclass=_OptaxToo):
     """A pair of pure functions over pytrees, and a value.
 
     `init(params)` makes a state; `update(updates, state, params=None, **extra_args)` returns the
@@ -183,10 +196,20 @@ class GradientTransformation(NamedTuple):
     retrace), be stacked and mapped with `jax.vmap`, be differentiated, or be a static argument.
 
     A pair of your own functions works everywhere too; it has no leaves and compares by identity.
+
+    `isinstance` takes the class and optax's for one, in both directions: a transformation is an
+    `optax.GradientTransformationExtraArgs` in a program that has imported optax.
     """
 
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
+    __slots__ = ()
+
+    @property
+    def __class__(self) -> Any:
+        """What `isinstance` reads beside the type: optax's class, once there is one."""
+        return _of_optax("GradientTransformationExtraArgs") or type(self)
+
+    def __reduce__(self) -> Any:
+        return type(self), tuple(self)  # object's own goes by __class__
 
     @classmethod
     def of(cls, call: Call) -> "GradientTransformation":
@@ -198,6 +221,11 @@ class GradientTransformation(NamedTuple):
         if call is not None:
             return repr(call)
         return f"GradientTransformation(init={self.init!r}, update={self.update!r})"
+
+
+def is_ours(tx: Any) -> bool:
+    """Whether a value is of our class, whatever `isinstance` says of optax's."""
+    return issubclass(type(tx), GradientTransformation)
 
 
 GradientTransformationExtraArgs: TypeAlias = GradientTransformation
@@ -230,14 +258,6 @@ class ScheduleValue:
         return repr(self.call)
 
 
-Parts: TypeAlias = Callable[[Any], Mapping[str, tuple[GradientTransformation, Any]]]
-"""Given a state (or None), each transformation inside and its part of the state (or None), by
-name; the name of an only one is empty."""
-
-Chosen: TypeAlias = Callable[[Any], Mapping[str, list[bool]]]
-"""Given the parameters, which of the leaves (None leaves included) each of the parts sees."""
-
-
 def call_of(tx: Any) -> Call | None:
     """The call behind a transformation, or None for a pair of plain functions."""
     init = getattr(tx, "init", None)
@@ -250,42 +270,13 @@ def node_of(tx: Any) -> Node:
     return Foreign(*tx) if call is None else call.built
 
 
-class Pair(NamedTuple):
-    """The init and update of a transformation that is written with whole trees."""
-
-    init: Callable[..., Any]
-    update: Callable[..., Any]
-    parts: Parts | None = None  # of a wrapper: what it wraps
-    chosen: Chosen | None = None  # of a wrapper for parts of the parameters: which
-    lands: bool = False  # its updates are float32 on purpose: 16-bit parameters land on a number
-
-
-class Foreign:
-    """A pair of functions from elsewhere, given those extra arguments that it can take."""
-
-    def __init__(self, init: Any, update: Any):
-        self.init = init
-        self._update = update
-        parameters = inspect.signature(update).parameters.values()
-        self._all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        """Call the function with what its signature allows."""
-        if not self._all:
-            extra_args = {k: v for k, v in extra_args.items() if k in self._names}
-        return self._update(updates, state, params, **extra_args)
-
-
 class TransformationKind(Kind):
     """A transformation as an argument. Its numbers are numbers of the whole."""
 
     numeric = True
 
     def canonical(self, function: str, name: str, value: Any) -> GradientTransformation:
-        if isinstance(value, GradientTransformation):
+        if is_ours(value):
             return value
         if not (isinstance(value, tuple) and len(value) == 2 and all(map(callable, value))):
             raise _checks.not_a_transformation(function, name, value)
@@ -293,7 +284,7 @@ class TransformationKind(Kind):
 
     def named(self, value: Any) -> Mapping[str, GradientTransformation]:
         """The transformations in a canonical argument, in the order of its leaves, by name."""
-        if isinstance(value, GradientTransformation):
+        if is_ours(value):
             return {"": value}
         return {str(i): tx for i, tx in enumerate(value)}
 
@@ -368,27 +359,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray | jax.Array) or isinstance(b, np.ndarray | jax.Array):
         return frozen(a) == frozen(b)
     return type(a) is type(b) and bool(a == b)
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    if value is None or default is None:
-        return value is default  # a dtype of float64 == None, says numpy
-    arrays = any(isinstance(leaf, np.ndarray | jax.Array) for leaf in jax.tree.leaves(value))
-    return not arrays and bool(value == default)
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, np.dtype):
-        return repr(value.name)
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer):
-        return f"jnp.array({np.asarray(value).tolist()}, {value.dtype.name!r})"
-    if inspect.isfunction(value):
-        return value.__qualname__
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {_spelled(v)}" for k, v in value.items()) + "}"
-    if type(value) is tuple:
-        return "(" + ", ".join(map(_spelled, value)) + ("," if len(value) == 1 else "") + ")"
-    return repr(value)
 
 
 class Structure:

@@ -5,7 +5,6 @@ are taken over only where that slot's numbers are too; else they are decoded and
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -250,7 +249,7 @@ class Conversion:
             seed = w.value.seed if outcome == "encoded" else self._arrays[*s.names, "seed"]
             parts = {"codes": codes, "scale": scale, "seed": seed}
         parts = {k: None if x is None else put(x, getattr(w.place, k)) for k, x in parts.items()}
-        return replace(w.value, **parts)
+        return w.value._replace(**parts)
 
     def _numbers_of(self, names: Names) -> Any:
         """The numbers of a leaf of the checkpoint."""

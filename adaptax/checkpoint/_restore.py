@@ -210,10 +210,12 @@ def _check(
             lost[name] = ""
         elif (problem := plan.problem(names)) is not None:
             others[name] = problem
+    # What has no entries is nothing to lose: a guard's `norms` without a limit were such an array.
+    saved = {names: source.leaves[names] for names in left}
     extra = [
         spelled(names)
-        for names in left
-        if not source.leaves[names].rounding and spelled(bare(names)) not in misshapen
+        for names, s in saved.items()
+        if not (s.rounding or s.empty) and spelled(bare(names)) not in misshapen
     ]
     problems = {
         "Of another shape": shapes,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .._core import GradientTransformation, _checks
+from .._core import GradientTransformation, _checks, boxed_like, unboxed
 
 
 def as_optax(tx: GradientTransformation) -> Any:
@@ -50,6 +50,7 @@ def convert_state(state: Any, like: Any) -> Any:
     >>> type(state[0]).__module__.split(".")[0]
     'adaptax'
     """
+    given, state, like = like, unboxed(state), unboxed(like)
     wanted, treedef = jax.tree_util.tree_flatten_with_path(like)
     names = [path for path, _ in wanted]
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -60,7 +61,8 @@ def convert_state(state: Any, like: Any) -> Any:
     pairs = list(zip(leaves, wanted, strict=False))
     if not _same(leaves, names) or any(x.shape != y.shape for (_, x), (_, y) in pairs):
         raise _checks.mismatch("convert_state", "state", state, "like", like)
-    return treedef.unflatten(x.astype(y.dtype) for (_, x), (_, y) in pairs)
+    new = treedef.unflatten(x.astype(y.dtype) for (_, x), (_, y) in pairs)
+    return boxed_like(given, new)
 
 
 def _same(leaves: Any, names: Any) -> bool:

@@ -2,8 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,14 +63,20 @@ class Codec:
         return type(self).scale_for is not Codec.scale_for and self.root_of is None
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["codes", "scale", "seed"],
-    meta_fields=["codec", "kept"],
-)
-@dataclass(frozen=True)
-class Encoded:
+class _Arrays(NamedTuple):
+    codes: Any
+    scale: Any
+    seed: Any
+
+
+_CLASSES: dict[tuple[Codec, Any], type["Encoded"]] = {}
+
+
+class Encoded(_Arrays):
     """An array kept in a storage format: a node of a state where an array was.
+
+    A named tuple of arrays, so that whatever takes apart a state of named tuples takes this apart
+    too. The format and the dtype belong to the class: each pair of them has a subclass.
 
     Attributes:
         codes: The codes, in the array's shape.
@@ -82,11 +87,31 @@ class Encoded:
         kept: The dtype of the array that it stands for.
     """
 
-    codes: Any
-    scale: Any
-    seed: Any
     codec: Codec
     kept: Any
+
+    def __new__(
+        cls, codes: Any, scale: Any, seed: Any, codec: Codec | None = None, kept: Any = None
+    ) -> "Encoded":
+        """Make one of the subclass for a format; of a subclass, with the arrays alone."""
+        made: Any = cls if codec is None else _class_for(codec, np.dtype(kept))
+        return super().__new__(made, codes, scale, seed)
+
+    def __reduce__(self) -> Any:
+        return Encoded, (*self, self.codec, self.kept)
+
+    def __repr__(self) -> str:
+        arrays = f"codes={self.codes!r}, scale={self.scale!r}, seed={self.seed!r}"
+        return f"Encoded({arrays}, codec={self.codec!r}, kept={self.kept!r})"
+
+
+def _class_for(codec: Codec, kept: Any) -> type[Encoded]:
+    """The one class of a format and a dtype: jax compares nodes by their classes."""
+    if (codec, kept) not in _CLASSES:
+        made = type("Encoded", (Encoded,), {"codec": codec, "kept": kept, "__doc__": None})
+        made.__module__ = __name__
+        _CLASSES.setdefault((codec, kept), made)  # another thread may have been first
+    return _CLASSES[codec, kept]
 
 
 _ROW = 128

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .._core import unboxed
 from ._codec import Encoded
 from ._store import is_encoded
 
@@ -99,6 +100,7 @@ def report(tx: Any, params: Any) -> StateReport:
     nu     uint8(middle=-26)       1  262,144  262,144  262,148
     264,200 bytes, 1.006 a parameter
     """
+    params = unboxed(params)
     state = jax.eval_shape(tx.init, params)
     found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state, is_leaf=is_encoded):

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -18,9 +17,11 @@ from .._core import (
     Transform,
     _checks,
     _tree,
+    is_box,
     node_of,
     safe_increment,
     transformation,
+    unboxed,
 )
 from .._core._kinds import StaticInt
 from .._core._value import call_of
@@ -186,21 +187,23 @@ def _opened(leaves: list[Any], partners: Mapping[int, int]) -> list[Any]:
 
 
 def _closed(codecs: list[Codec | None], state: Any, seed: int) -> Any:
-    """A state with arrays in their formats, rounded to the nearest."""
-    leaves, structure = jax.tree.flatten(state)
-    numbers = itertools.count(1)
+    """A state with arrays in their formats, rounded to the nearest.
+
+    What is encoded leaves the box that it was in: `flax.nnx` can't update a node inside of one.
+    """
+    leaves, structure = jax.tree.flatten(state, is_leaf=is_box)
+    numbers, known = itertools.count(1), list(map(unboxed, leaves))
     shell = [
-        x if codec is None else Encoded(x, None, _seed(seed, next(numbers)), codec, x.dtype)
-        for codec, x in zip(codecs, leaves, strict=True)
+        x if codec is None else Encoded(bare, None, _seed(seed, next(numbers)), codec, bare.dtype)
+        for codec, x, bare in zip(codecs, leaves, known, strict=True)
     ]
-    partners = _partners(jax.tree.structure(structure.unflatten(shell)))
-    known = list(leaves)
+    partners = _partners(jax.tree.structure(unboxed(structure.unflatten(shell))))
     for k in sorted(range(len(shell)), key=partners.__contains__):
         x, codec = shell[k], codecs[k]
         if codec is not None:
             by = known[partners[k]] if k in partners else None
             codes, scale, known[k] = _nearest(codec, x.codes, by)
-            shell[k] = replace(x, codes=codes, scale=scale)
+            shell[k] = x._replace(codes=codes, scale=scale)
     return structure.unflatten(shell)
 
 
@@ -317,7 +320,7 @@ def decode_state(state: OptState) -> OptState:
         leaves, outer = jax.tree.flatten(inner, is_leaf=is_encoded)
         return outer.unflatten(_opened(leaves, _partners(jax.tree.structure(inner))))
 
-    return jax.tree.map(opened, state, is_leaf=lambda x: isinstance(x, StoreState))
+    return jax.tree.map(opened, unboxed(state), is_leaf=lambda x: isinstance(x, StoreState))
 
 
 def encode_state(tx: GradientTransformation, state: OptState, params: Any) -> StoreState:

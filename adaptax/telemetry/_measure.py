@@ -15,6 +15,7 @@ from .._core import (
     compute_dtype,
     matches,
     path_names,
+    unboxed,
 )
 from .._core._paths import PathPattern, is_pattern, spelled
 from .._core._tree import is_hole, is_inexact
@@ -97,6 +98,9 @@ def measure(
     >>> {name: round(float(x), 4) for name, x in sample.of("w").items() if "mu_" in name}
     {'mu_max': 0.08, 'mu_mean': -0.01, 'mu_rms': 0.0707}
     """
+    updates, params, state, gradients, previous = unboxed(
+        (updates, params, state, gradients, previous)
+    )
     whole = updates if params is None else params
     names = _trained("measure", whole)
     return measured(

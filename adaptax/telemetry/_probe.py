@@ -18,6 +18,7 @@ from .._core import (
     node_of,
     safe_increment,
     transformation,
+    unboxed,
 )
 from .._core._tree import is_inexact
 from . import _errors
@@ -116,7 +117,9 @@ def probe(
             now = sample(trees, list(state.samples.leaves), state.count)
             place = (state.count // every) % history
             return jax.tree.map(
-                lambda old, x: old.at[place].set(x.astype(old.dtype)), state.samples, now
+                lambda old, x: jnp.asarray(old).at[place].set(x.astype(old.dtype)),
+                state.samples,
+                now,
             )
 
         due, samples = state.count % every == 0, state.samples
@@ -162,7 +165,7 @@ def _is_probe(x: Any) -> bool:
 
 
 def _samples(where: str, state: Any) -> Sample:
-    found = [x for x in jax.tree.leaves(state, is_leaf=_is_probe) if _is_probe(x)]
+    found = [x for x in jax.tree.leaves(unboxed(state), is_leaf=_is_probe) if _is_probe(x)]
     if len(found) != 1:
         raise _errors.no_probe(where, state, len(found))
     return found[0].samples

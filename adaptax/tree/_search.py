@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 from jax.tree_util import DictKey, GetAttrKey
 
-from .._core import _checks
+from .._core import _checks, boxed_like, unboxed
 
 SHOWN = 20  # names listed in an error
 
@@ -54,7 +54,7 @@ def get_all_with_path(
     """
     return [
         (path, value)
-        for path, value in _nodes((), tree)
+        for path, value in _nodes((), unboxed(tree))
         if key in _names(path, value) and (filtering is None or filtering(path, value))
     ]
 
@@ -87,7 +87,8 @@ def get(tree: Any, key: Any, default: Any = None, filtering: Filter | None = Non
 def set(tree: Any, filtering: Filter | None = None, /, **kwargs: Any) -> Any:
     """The tree with all values of some names replaced.
 
-    A value that is replaced is not searched further, and what replaces it is not checked.
+    A value that is replaced is not searched further, and what replaces it is not checked. The
+    state of a `flax.nnx.Optimizer` keeps its boxes, as long as its structure stays.
 
     Args:
         tree: A tree: a state, parameters, or a transformation with its numbers.
@@ -116,7 +117,7 @@ def set(tree: Any, filtering: Filter | None = None, /, **kwargs: Any) -> Any:
         children, treedef = _children(path, node)
         return treedef.unflatten(replaced(*child) for child in children) if children else node
 
-    return replaced((), tree)
+    return boxed_like(tree, replaced((), unboxed(tree)))
 
 
 def _copy(x: Any) -> Any:

@@ -27,6 +27,7 @@ from .._core import (
     node_of,
     safe_increment,
     transformation,
+    unboxed,
     widen,
 )
 from .._core._kinds import Kind, StaticInt
@@ -169,6 +170,7 @@ class MultiStepsTransformation(GradientTransformation):
         True between an update and the next micro-batch, and also after micro-batches that were
         skipped there or a window of which nothing was left.
         """
+        state = unboxed(state)
         return (state.mini_step == 0) & (state.gradient_step > 0)
 
     def gradient_transformation(self) -> "MultiStepsTransformation":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core import MaskedNode, Params, Transform, node_of, path_names
+from .._core import MaskedNode, Params, Transform, node_of, path_names, unboxed
 from .._core._leafwise import SKIP, Leafwise
 from .._core._tree import is_none
 from .._core._value import TransformationKind, call_of
@@ -77,6 +77,7 @@ def describe(tx: Transform, params: Params) -> Description:
     14 parameters in 2 leaves; state 52 bytes, 3.71 a parameter (4 of them for the whole)
     """
     tx = TransformationKind().canonical("describe", "tx", tx)
+    params = unboxed(params)
     state = jax.eval_shape(tx.init, params)
     leaves, structure = jax.tree.flatten(params, is_leaf=is_none)
     present = structure.unflatten(

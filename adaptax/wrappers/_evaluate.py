@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._core import ArrayTree, OptState, Params, _checks, _tree, compute_dtype, widen
+from .._core import (
+    ArrayTree,
+    OptState,
+    Params,
+    _checks,
+    _tree,
+    boxed_like,
+    compute_dtype,
+    unboxed,
+    widen,
+)
 from .._core._numerics import mixing
 from ._average import AverageState
 from ._lookahead import LookaheadSlowState, is_lookahead
@@ -94,7 +104,8 @@ def eval_params(state: OptState, params: Params) -> Params:
         ValueError: Two averages cover the same parameter, or state and params are swapped.
         TreeMismatchError: An average has another structure or other shapes than the parameters.
     """
-    found = list(_averages(state))
+    given, params = params, unboxed(params)
+    found = list(_averages(unboxed(state)))
     if not found and list(_averages(params)):
         raise ValueError("eval_params: the arguments are (state, params), got them swapped.")
     both = is_lookahead(params)
@@ -114,7 +125,7 @@ def eval_params(state: OptState, params: Params) -> Params:
         new = _read(one.read, one.numbers, *columns)
         for i, leaf in zip(here, new, strict=True):
             leaves[i] = leaf
-    params = structure.unflatten(leaves)
+    params = boxed_like(given, structure.unflatten(leaves))
     return params.slow if both else params
 
 
@@ -131,6 +142,7 @@ def schedule_free_eval_params(state: OptState, params: Params) -> Params:
     Raises:
         TypeError: No part of the state is a `ScheduleFreeState`.
     """
+    state = unboxed(state)
     if not any(one.name == "ScheduleFreeState" for one in _averages(state)):
         raise _checks.wrong_kind(
             "schedule_free_eval_params", "state", "or hold a ScheduleFreeState", state

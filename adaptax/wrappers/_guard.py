@@ -36,7 +36,7 @@ class GuardState(NamedTuple):
         stuck: Whether `max_consecutive` steps in a row have been skipped at any time, bool ().
         norm: The global norm of the last gradients, float32 ().
         norms: Those of the last accepted ones, float32 (window,), the newest at
-            (accepted - 1) mod window; (0,) without `max_deviation`.
+            (accepted - 1) mod window; None without `max_deviation`.
     """
 
     inner_state: OptState
@@ -46,7 +46,7 @@ class GuardState(NamedTuple):
     consecutive: Int[Array, ""]
     stuck: Bool[Array, ""]
     norm: Float[Array, ""]
-    norms: Float[Array, " window"]
+    norms: Float[Array, " window"] | None
 
 
 class GuardReport(NamedTuple):
@@ -127,7 +127,6 @@ def guard(
     [0. 0.] 1 of 1 steps skipped (1 not finite, 0 above the limit), 1 in a row now; last norm nan
     """
     node = node_of(inner)
-    kept = 0 if max_deviation is None else window
 
     def init(params: Any) -> GuardState:
         zero = jnp.zeros((), jnp.int32)
@@ -140,7 +139,7 @@ def guard(
             consecutive=zero,
             stuck=jnp.array(False),
             norm=jnp.zeros((), real),
-            norms=jnp.zeros(kept, real),
+            norms=None if max_deviation is None else jnp.zeros(window, real),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
@@ -150,7 +149,8 @@ def guard(
         norms, accept = state.norms, finite
         if max_deviation is not None:
             accept &= norm <= _limit(norms, state.accepted, max_deviation)
-            norms = jnp.where(accept, norms.at[state.accepted % window].set(norm), norms)
+            place = state.accepted % window
+            norms = jnp.where(accept, jnp.asarray(norms).at[place].set(norm), norms)
         step = Step(node, updates, state.inner_state, params, extra_args)
         new, inner_state = step.taken_if(accept)
         consecutive = jnp.where(accept, 0, safe_increment(state.consecutive))

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from .._core import Node, OptState, Updates, _checks, _manual, _numerics, _tree
+from .._core import Node, OptState, Updates, _checks, _manual, _numerics, _tree, unboxed
 
 
 @jax.jit
@@ -125,7 +125,7 @@ def only_state(function: str, state: Any, wanted: type) -> Any:
     def is_wanted(x: Any) -> bool:
         return isinstance(x, wanted)
 
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_wanted) if is_wanted(x)]
+    found = [x for x in jax.tree.leaves(unboxed(state), is_leaf=is_wanted) if is_wanted(x)]
     if len(found) == 1:
         return found[0]
     todo = "give the part of the state that is meant" if found else "give the optimizer's state"

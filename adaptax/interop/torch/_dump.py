@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._core import Transform, TreeMismatchError, _checks
+from ..._core import Transform, TreeMismatchError, _checks, unboxed
 from ._groups import TITLES, Group, entries_of, groups_of
 from ._leaves import Leaf, leaves_of
 from ._links import with_cells
@@ -64,6 +64,7 @@ def dump_state(
     >>> theirs.state[w]["momentum_buffer"], theirs.param_groups[0]["momentum"]
     (tensor([0., 1., 2.]), 0.9)
     """
+    params, state = unboxed((params, state))
     leaves = leaves_of(WHERE, tx, with_cells(WHERE, state), params, names)
     groups = groups_of(WHERE, "like", like, names)
     by_name = {leaf.row.leaf: leaf for leaf in leaves}
