@@ -20,10 +20,11 @@ def wrong_kind(function: str, name: str, wanted: str, value: Any) -> ArgumentErr
     return ArgumentError(f"{function}: {name} must be {wanted}, got {_show(value)}.")
 
 
-def out_of_range(function: str, name: str, interval: str, value: Any) -> ValueError:
+def out_of_range(function: str, name: str, interval: str, value: Any, hint: str = "") -> ValueError:
     """An argument of the right type outside its range."""
     verb = "be" if interval.startswith("one of") else "lie in"
-    return ValueError(f"{function}: {name} must {verb} {interval}, got {_show(value)}.")
+    hint = f" {hint}" if hint else ""
+    return ValueError(f"{function}: {name} must {verb} {interval}, got {_show(value)}.{hint}")
 
 
 def bad_call(function: str, problem: str) -> TypeError:

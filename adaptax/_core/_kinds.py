@@ -151,9 +151,11 @@ class StaticInt(Kind):
     def canonical(self, function: str, name: str, value: Any) -> int:
         if isinstance(value, bool | np.bool_ | Tracer):
             raise _checks.wrong_kind(function, name, "a concrete integer", value)
-        whole = isinstance(value, float | np.floating) and float(value).is_integer()
+        number: Any = value
+        if isinstance(value, float | np.floating) and float(value).is_integer():
+            number = int(value)
         try:
-            number = int(value) if whole else operator.index(value)
+            number = operator.index(number)
         except TypeError:
             raise _checks.wrong_kind(function, name, "a concrete integer", value) from None
         if self.least is not None and number < self.least:

@@ -1,7 +1,7 @@
 """Trees: walked together, with None leaves, and with errors that name paths."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def is_hole(x: Any) -> bool:
     return x is None or is_masked(x)
 
 
-def is_function(x: Any) -> bool:
+def is_function(x: Any) -> TypeGuard[Callable[[Any], Any]]:
     """Whether x is a function of a tree, where a tree may be given instead.
 
     A pytree that can be called, such as an Equinox module, is a tree, unless all of its leaves are
