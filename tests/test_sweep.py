@@ -658,8 +658,20 @@ def flipped(path):
     path.write_bytes(data)
 
 
+def altered(path):
+    """Another number in a file that is whole in its format."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            arrays = dict(file)
+        path.write_bytes(array_file(np.savez, **(arrays | {"losses": arrays["losses"] + 1})))
+    else:
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"size": 3}))
+
+
 DAMAGE = {
     "a bit": flipped,
+    "a number": altered,
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "nothing": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("not a piece\n"),

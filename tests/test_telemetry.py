@@ -746,12 +746,13 @@ def test_a_file_that_is_gone_is_made_again(move, kind, tmp_path):
 
 
 @both
-def test_several_sinks_append_to_one_file(kind, tmp_path):
-    sinks = [sink_of(kind, tmp_path, append=True) for _ in range(3)]  # before any header is there
+@pytest.mark.parametrize("count", [1, 3])
+def test_several_threads_append_to_one_file(count, kind, tmp_path):
+    sinks = [sink_of(kind, tmp_path, append=True) for _ in range(count)]  # before there is a header
 
     def work(i: int) -> None:
         for step in range(12):
-            sinks[i](100 * i + step, named("a\nb", "w"))
+            sinks[i % count](100 * i + step, named("a\nb", "w"))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1, 2)]
     for thread in threads:

@@ -3,9 +3,12 @@
 # pyright: reportArgumentType=false
 
 import copy
+import functools
+import inspect
 import io
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +30,11 @@ from adaptax.interop.torch import _names, _tensors
 torch: Any = pytest.importorskip("torch", reason="torch is what this is about; it is in 'test'")
 
 NAMES = ("dense.weight", "dense.bias")
+
+
+def unchecked(function: Any) -> Any:
+    """A function without the checks of annotations that the tests put around it."""
+    return inspect.unwrap(function)
 
 
 def tensors(seed: int = 0, dtype: Any = None) -> dict[str, Any]:
@@ -824,12 +832,78 @@ def test_no_code_of_a_file_is_run(tmp_path):
     assert target.exists()  # so it would have
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint"], ids=["empty", "text"])
-def test_damaged_files_are_refused(content):
-    with pytest.raises(
-        ValueError, match=r"^load: <_io.BytesIO .* can't be read: it is damaged, or"
-    ):
+def written(crc32: bool = True, **options: Any) -> tuple[Any, bytes]:
+    """A small state, and a file of it."""
+    _, optimizer, _, _ = trained(steps=1)
+    before, file = torch.serialization.get_crc32_options(), io.BytesIO()
+    torch.serialization.set_crc32_options(crc32)
+    torch.save(optimizer.state_dict(), file, **options)
+    torch.serialization.set_crc32_options(before)
+    return optimizer.state_dict(), file.getvalue()
+
+
+_, WHOLE = written()
+DAMAGED_FILES = {
+    "empty": b"",
+    "text": b"not a checkpoint",
+    "text in UTF-16": "not a checkpoint".encode("utf-16"),
+    "zeros": bytes(len(WHOLE)),
+    "a zip file": b"PK\x05\x06" + bytes(18),
+    **{f"cut at {i}": WHOLE[:i] for i in range(1, len(WHOLE), len(WHOLE) // 9)},
+    **{f"old, cut at {i}": written(_use_new_zipfile_serialization=False)[1][:i]
+       for i in range(1, 900, 100)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED_FILES.values(), ids=DAMAGED_FILES.keys())
+def test_damaged_files_are_refused(content, tmp_path):
+    why = "can't be read: it (is damaged, or|holds)"  # what holds half a name, holds another
+    with pytest.raises(ValueError, match=rf"^load: <_io.BytesIO .* {why}"):
         interop.load(io.BytesIO(content))
+    path = tmp_path / "run.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^load: {re.escape(repr(str(path)))} {why}"):
+        interop.load(str(path))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_bit_that_flips_anywhere_is_noticed():
+    saved, whole = written()
+    refused = 0
+    places = range(0, len(whole), 11)
+    for i in places:
+        data = bytearray(whole)
+        data[i] ^= 1 << (i % 8)
+        try:
+            found = interop.load(io.BytesIO(data))
+        except ValueError as error:
+            assert str(error).startswith("load: <_io.BytesIO")
+            refused += 1
+        else:  # what fills the gaps of a zip file
+            torch.testing.assert_close(found, saved, rtol=0, atol=0)
+    assert refused > len(places) / 5
+
+
+@pytest.mark.parametrize(
+    "options", [{"crc32": False}, {"_use_new_zipfile_serialization": False}], ids=["zip", "old"]
+)
+def test_files_without_checksums_are_read(options):
+    saved, data = written(**options)
+    torch.testing.assert_close(interop.load(io.BytesIO(data)), saved)
+    file = io.BytesIO(b"before" + written()[1])
+    file.seek(6)
+    torch.testing.assert_close(interop.load(file), saved)
+
+
+@pytest.mark.parametrize(
+    "make, error",
+    [(lambda path: None, FileNotFoundError), (os.mkdir, IsADirectoryError)],
+    ids=["missing", "a folder"],
+)
+def test_files_that_are_not_there_are_told_by_python(make, error, tmp_path):
+    make(tmp_path / "run.pt")
+    with pytest.raises(error, match=r"run\.pt"):
+        interop.load(tmp_path / "run.pt")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"])
@@ -1172,6 +1246,286 @@ def test_states_that_mean_something_else_are_refused(name, options, tx, error, m
     params = as_params(theirs)
     with pytest.raises(error, match=match):
         interop.load_state(tx, params, optimizer.state_dict(), interop.match(params, theirs))
+
+
+# States that are damaged: each option and each array that is read, missing or wrong.
+
+MISSING = object()
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Adam": ("Adam", {}),
+    "amsgrad": ("Adam", {"amsgrad": True}),
+    "AdamW": ("AdamW", {}),
+    "RMSprop": ("RMSprop", {"momentum": 0.7, "centered": True}),
+    "SGD": ("SGD", {"momentum": 0.7}),
+}
+NUMBERS = {
+    **dict.fromkeys(("Adam", "amsgrad", "AdamW"), ("lr", "eps", "weight_decay")),
+    "RMSprop": ("lr", "alpha", "eps", "weight_decay", "momentum"),
+    "SGD": ("lr", "momentum", "dampening", "weight_decay"),
+}
+FLAGS = {
+    **dict.fromkeys(
+        ("Adam", "amsgrad", "AdamW"), ("amsgrad", "maximize", "decoupled_weight_decay")
+    ),
+    "RMSprop": ("centered", "maximize"),
+    "SGD": ("nesterov", "maximize"),
+}
+MARKS = {"betas", "amsgrad", "alpha", "centered", "momentum", "dampening"}  # tell the optimizer
+SLOTS = {
+    **dict.fromkeys(("Adam", "AdamW"), ("exp_avg", "exp_avg_sq")),
+    "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    "RMSprop": ("square_avg", "grad_avg", "momentum_buffer"),
+    "SGD": ("momentum_buffer",),
+}
+NO_NUMBER: dict[str, Any] = {
+    "None": None, "text": "0.1", "NaN": np.nan, "infinite": torch.tensor(np.inf),
+    "two": torch.ones(2), "a list": [0.1], "True": True, "complex": 1j,
+}  # fmt: skip
+NO_FLAG: dict[str, Any] = {"None": None, "text": "True", "2": 2, "a half": 0.5, "a list": [True]}
+NO_BETAS: dict[str, Any] = {
+    "None": None, "one": (0.9,), "three": (0.9, 0.99, 0.999), "text": ("a", 0.9),
+    "NaN": (np.nan, 0.9), "a number": 0.9,
+}  # fmt: skip
+NO_STEP: dict[str, Any] = {
+    "negative": -1.0, "fractional": torch.tensor(2.5), "NaN": torch.tensor(np.nan),
+    "infinite": np.inf, "text": "3", "two": torch.ones(2), "True": True, "a dict": {},
+}  # fmt: skip
+NO_ARRAY: dict[str, tuple[Any, type[Exception], str]] = {
+    "a number": (1.0, ValueError, r"has shape \(\) against \(3,\)"),
+    "shape": (torch.ones(4), ValueError, r"has shape \(4,\) against \(3,\)"),
+    "turned": (torch.ones(3, 1), ValueError, r"has shape \(3, 1\) against \(3,\)"),
+    "text": ("ones", TypeError, "must be a tensor or an array, got str"),
+    "a list": ([1.0, 2.0, 3.0], TypeError, "must be a tensor or an array, got list"),
+    "integers": (torch.ones(3).int(), ValueError, "must be floating, got int32"),
+    "objects": (np.array([None] * 3), ValueError, "must be floating, got object"),
+    "complex": (torch.ones(3) * 1j, ValueError, "is complex"),
+    "sparse": (torch.ones(3).to_sparse(), TypeError, "must be dense"),
+    "meta": (torch.ones(3, device="meta"), TypeError, "must have numbers as entries: Cannot copy"),
+    "a format": (
+        torch.ones(3).to(torch.float8_e4m3fnuz),
+        TypeError,
+        "must have numbers as entries: .*Float8_e4m3fnuz",
+    ),
+}
+
+
+def put(place: Any, key: Any, value: Any) -> None:
+    if value is MISSING:
+        place.pop(key, None)
+    else:
+        place[key] = value
+
+
+def damages_of_groups() -> list[Any]:
+    """A kind, an option, what it is then, and what is said of it."""
+    found = []
+    for kind in KINDS:
+        for name in (*NUMBERS[kind], "params"):
+            said = f"param group 0 is not of Adam.*; it has|param group 0 lacks {name}[.;]"
+            found.append(row(f"{kind}-{name}-missing", kind, name, MISSING, said))
+        for names, values, wanted in (
+            (NUMBERS[kind], NO_NUMBER, "a finite number"),
+            (FLAGS[kind], NO_FLAG, "True or False"),
+            (
+                ("betas",) if "dam" in kind or kind == "amsgrad" else (),
+                NO_BETAS,
+                "two finite numbers",
+            ),
+        ):
+            for name in names:
+                said = rf"{name} of param group 0 must be {wanted}, got"
+                found += [row(f"{kind}-{name}-{v}", kind, name, values[v], said) for v in values]
+    for name in sorted(MARKS):
+        kind = next(kind for kind in KINDS if name in (*NUMBERS[kind], *FLAGS[kind], "betas"))
+        found.append(
+            row(f"mark-{name}", kind, name, MISSING, "param group 0 (is not of Adam|lacks)")
+        )
+    wanted = "params of param group 0 must be a list of numbers or names, got"
+    for value in (None, 3, "01", [[0], 1], [None, 1], [torch.ones(1), 1]):
+        found.append(row(f"params-{value}"[:20], "Adam", "params", value, wanted))
+    again = "param group 0 has the parameter 0 again"
+    found.append(row("params-twice", "Adam", "params", [0, 0], again))
+    for value in (None, ["a"], [1, 2], "ab"):
+        said = "param_names of param group 0 must be a list of 2 names, got"
+        found.append(row(f"param_names-{value}", "Adam", "param_names", value, said))
+    found.append(row("params-lost", "Adam", "params", [0], "has 1 parameters, and names 2"))
+    return found
+
+
+@functools.cache
+def example(kind: str) -> Any:
+    name, options = KINDS[kind]
+    _, optimizer, params, names = trained(name, steps=2, dtype=torch.float32, **options)
+    saved = optimizer.state_dict()
+    tx = interop.optimizer(saved, names)
+    return tx, params, interop.load_state(tx, params, saved, names), names, saved
+
+
+def calls(kind: str, saved: Any) -> dict[str, Callable[[], Any]]:
+    """What reads a state of torch's."""
+    tx, params, state, names, _ = example(kind)
+    return {
+        "optimizer": lambda: interop.optimizer(saved, names),
+        "load_state": lambda: interop.load_state(tx, params, saved, names),
+        "dump_state": lambda: interop.dump_state(tx, params, state, names, saved),
+    }
+
+
+@pytest.mark.parametrize("kind, name, value, said", damages_of_groups())
+def test_each_option_is_checked(kind, name, value, said):
+    saved = copy.deepcopy(example(kind)[-1])
+    put(saved["param_groups"][0], name, value)
+    for where, call in calls(kind, saved).items():
+        with pytest.raises(ValueError, match=rf"^{where}: .*({said})"):
+            call()
+
+
+def test_all_damage_of_groups_is_said_at_once():
+    saved = copy.deepcopy(example("Adam")[-1])
+    group = saved["param_groups"][0]
+    del group["lr"]
+    group.update(eps=None, amsgrad="no", betas=3, params=None)
+    match = (
+        r"^optimizer: state_dict is damaged: param group 0 lacks lr; eps of param group 0 must be "
+        r"a finite number, got None \(NoneType\); amsgrad of .*; betas of .*; params of [^;]*\.$"
+    )
+    with pytest.raises(ValueError, match=match):
+        interop.optimizer(saved)
+
+
+RANGES = [
+    ("Adam", "betas", (1.5, 0.9), "adam: b1 must lie in"),
+    ("Adam", "betas", (0.9, -0.1), "adam: b2 must lie in"),
+    ("amsgrad", "betas", (0.9, 1.0), "amsgrad: b2 must lie in"),
+    ("AdamW", "eps", -1.0, "adamw: eps must lie in"),
+    ("RMSprop", "alpha", 1.5, "scale_by_stddev: decay must lie in"),
+]
+
+
+@pytest.mark.parametrize("kind, name, value, said", RANGES)
+def test_numbers_out_of_range_are_refused(kind, name, value, said):
+    saved = copy.deepcopy(example(kind)[-1])
+    saved["param_groups"][0][name] = value
+    match = rf"^optimizer: state_dict is damaged: in param group 0, {said} .*, got [^.]*\.[^.]*\.$"
+    with pytest.raises(ValueError, match=match):
+        interop.optimizer(saved)
+
+
+def damages_of_states() -> list[Any]:
+    found = []
+    for kind, slots in SLOTS.items():
+        only = "step" not in example(kind)[-1]["state"][1] and len(slots) == 1
+        for name in slots:
+            for value in (MISSING, None):
+                said = f"the state of dense/bias lacks {name}"
+                said = "dense/bias has no state in torch" if only else said
+                found.append(row(f"{kind}-{name}-no", kind, name, value, MISMATCH, said))
+            for case, (value, error, text) in NO_ARRAY.items():
+                said = f"{name} of dense/bias {text}"
+                found.append(row(f"{kind}-{name}-{case}", kind, name, value, error, said))
+            if name in ("exp_avg_sq", "max_exp_avg_sq", "square_avg"):
+                value, said = (
+                    torch.tensor([1.0, -1.0, 0.0]),
+                    f"{name} of dense/bias has negative en",
+                )
+                found.append(row(f"{kind}-{name}-negative", kind, name, value, MISMATCH, said))
+        for value in (MISSING, None) if kind != "SGD" else ():
+            said = "the state of dense/bias lacks step"
+            found.append(row(f"{kind}-step-no", kind, "step", value, MISMATCH, said))
+        for case, value in NO_STEP.items():
+            said = r"the step of dense/bias must be a whole number >= 0, got"
+            found.append(row(f"{kind}-step-{case}", kind, "step", value, MISMATCH, said))
+        said = "the state of dense/bias has more, for which tx has no place"
+        found.append(row(f"{kind}-more", kind, "more", torch.ones(3), MISMATCH, said))
+    return found
+
+
+@pytest.mark.parametrize("kind, name, value, error, said", damages_of_states())
+def test_each_array_and_each_step_is_checked(kind, name, value, error, said):
+    saved = copy.deepcopy(example(kind)[-1])
+    put(saved["state"][1], name, value)
+    with pytest.raises(error, match=rf"^load_state: .*({said})"):
+        calls(kind, saved)["load_state"]()
+
+
+def test_a_step_that_dump_state_takes_from_torch_is_checked():
+    saved = copy.deepcopy(example("RMSprop")[-1])
+    saved["state"][1]["step"] = -3
+    match = (
+        r"^dump_state: like is damaged: the step of dense/bias must be a whole number >= 0, got -3"
+    )
+    with pytest.raises(ValueError, match=match):
+        calls("RMSprop", saved)["dump_state"]()
+
+
+_TOP = r"{} must be an optimizer's state_dict\(\), with 'state' and 'param_groups', got"
+_GROUPS = r"{}\['param_groups'\] must be a list of at least one group, got"
+_STATE = r"{}\['state'\] must be a mapping from parameters to their states, got"
+_ENTRY = "{} is damaged: the state of dense.weight must be a mapping, got"
+READERS, STATES = ("optimizer", "load_state", "dump_state"), ("load_state", "dump_state")
+# What is damaged, how, who notices, and what is said.
+CONTAINERS = [
+    row("no state", lambda s: s.pop("state"), READERS, TypeError, _TOP),
+    row("no groups", lambda s: s.pop("param_groups"), READERS, TypeError, _TOP),
+    *(row(f"groups {v}", lambda s, v=v: s.update(param_groups=v), READERS, TypeError, _GROUPS)
+      for v in (None, [], {}, "groups", 3)),
+    *(row(f"group {v}", lambda s, v=v: s.update(param_groups=[v]), READERS, TypeError,
+          r"{}\['param_groups'\]\[0\] must be a mapping of options, got") for v in (None, 3, [])),
+    *(row(f"state {v}", lambda s, v=v: s.update(state=v), READERS, TypeError, _STATE)
+      for v in (None, [1], 3)),
+    *(row(f"entry {v}", lambda s, v=v: s["state"].update({0: v}), STATES, ValueError, _ENTRY)
+      for v in (None, [1], 3, "x")),
+    row("an entry of nothing", lambda s: s["state"].update({7: {}}), STATES, ValueError,
+        "{} is damaged: state has 7, which is in no param group"),
+    row("keys as text", lambda s: s.update(state={str(k): x for k, x in s["state"].items()}),
+        STATES, ValueError, "{} is damaged: state has '0', which is in no param group; state has"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage, functions, error, said", CONTAINERS)
+def test_each_container_is_checked(damage, functions, error, said):
+    saved = copy.deepcopy(example("Adam")[-1])
+    damage(saved)
+    every = calls("Adam", saved)
+    for where in functions:
+        argument = "like" if where == "dump_state" else "state_dict"
+        with pytest.raises(error, match=f"^{where}: {said.format(argument)}"):
+            every[where]()
+    if "optimizer" not in functions:
+        every["optimizer"]()  # reads the groups alone
+
+
+@pytest.mark.parametrize("value, error", [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_the_step_that_is_given_is_checked(value, error):
+    tx, params, _, names, saved = example("SGD")
+    with pytest.raises(error, match=r"^load_state: step must"):
+        unchecked(interop.load_state)(tx, params, saved, names, step=value)
+
+
+def test_parameters_that_are_no_tensors_are_refused():
+    theirs = tensors(dtype=torch.float32)
+    params = as_params(theirs)
+    names = interop.match(params, theirs)
+    load, dump, match = map(unchecked, (interop.load_params, interop.dump_params, interop.match))
+    for nothing in (None, 3, [1]):
+        with pytest.raises(
+            TypeError, match=r"^load_params: state_dict must be a model's state_dict"
+        ):
+            load(params, nothing, names)
+        with pytest.raises(TypeError, match=r"^dump_params: like must be a model's state_dict"):
+            dump(params, names, nothing)
+        with pytest.raises(TypeError, match=r"^match: tensors must be a mapping of names to tenso"):
+            match(params, nothing)
+        with pytest.raises(TypeError, match=r"^optimizer: names must be what match"):
+            unchecked(interop.optimizer)(example("Adam")[-1], nothing or "names")
+    with pytest.raises(
+        TypeError, match=r"^load_params: dense.bias must be a tensor or an array, go"
+    ):
+        load(params, {**theirs, "dense.bias": "text"}, names)
+    with pytest.raises(MISMATCH, match=r"dense.bias has dtype object\.$"):
+        load(params, {**theirs, "dense.bias": np.array([None] * 3)}, names)
+    with pytest.raises(MISMATCH, match=r"^dump_params: like .*: dense.bias has shape \(\) against"):
+        dump(params, names, {**theirs, "dense.bias": "text"})
 
 
 def test_all_that_is_missing_is_said_at_once_and_can_begin_at_zero():

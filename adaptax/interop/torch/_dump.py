@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from ..._core import Transform, TreeMismatchError, _checks, unboxed
-from ._groups import TITLES, Group, entries_of, groups_of
+from ._groups import TITLES, Group, damaged, entries_of, groups_of
 from ._leaves import Leaf, leaves_of
 from ._links import with_cells
 from ._names import Names
 from ._numbers import options_of
 from ._reading import KNOWN, Unreadable
-from ._tensors import as_numpy, as_tensor, torch_for
+from ._tensors import as_tensor, count, torch_for
 
 WHERE = "dump_state"
 
@@ -49,7 +49,7 @@ def dump_state(
         ModuleNotFoundError: PyTorch is not installed.
         TreeMismatchError: The two have not the same parameters; the message lists all.
         ValueError: `tx` does something that torch's optimizer can't do; or it gives different
-            numbers to the parameters of one group.
+            numbers to the parameters of one group; or `like` is damaged.
         TypeError: `tx` has parts that are not adaptax's, or keeps its state in few bits.
 
     >>> import adaptax, jax.numpy as jnp, torch
@@ -83,7 +83,7 @@ def dump_state(
             list(problems),
         )
     _check_outside(outside, leaves)
-    old, entries, new_groups = entries_of(like, groups), {}, []
+    old, entries, new_groups = entries_of(WHERE, "like", like, groups), {}, []
     for group in groups:
         here = [(m.key, by_name[m.leaf]) for m in group.members if m.leaf is not None]
         trained = [(key, leaf) for key, leaf in here if not leaf.reading.frozen]
@@ -183,4 +183,8 @@ def _steps(leaf: Leaf, old: Mapping[str, Any]) -> float:
     counts = [link.count for link in leaf.links if not link.wraps and link.count is not None]
     if leaf.reading.core is not None and leaf.reading.core.count is not None:
         counts.insert(0, leaf.reading.core.count)
-    return float(counts[0].value if counts else as_numpy(WHERE, "step", old.get("step", 0)))
+    steps = count(counts[0].value if counts else old.get("step", 0))
+    if steps is None:
+        wrong = f"the step of {leaf.name} must be a whole number >= 0"
+        raise damaged(WHERE, "like", [f"{wrong}, got {_checks._show(old['step'])}"])
+    return float(steps)

@@ -16,8 +16,8 @@ from ._groups import Group, entries_of, groups_of
 from ._leaves import Leaf, leaves_of
 from ._links import Cell, Link, with_cells
 from ._names import Names
-from ._reading import KNOWN, SLOTS
-from ._tensors import as_numpy, placed
+from ._reading import KNOWN, SLOTS, SQUARES
+from ._tensors import as_numpy, count, placed
 
 WHERE = "load_state"
 
@@ -50,9 +50,12 @@ def load_state(
 
     Raises:
         TreeMismatchError: Torch's state lacks something, has something for which there is no place,
-            or has other shapes; the message lists all of it.
-        ValueError: What `tx` keeps has another meaning; or no step is known for a schedule.
-        TypeError: `tx` has parts that are not adaptax's, or keeps its state in few bits.
+            has other shapes, or what can't be: a step that is negative or not whole, a negative
+            second moment. The message lists all of it.
+        ValueError: What `tx` keeps has another meaning; or no step is known for a schedule; or a
+            group of `state_dict` is damaged, as in `optimizer`.
+        TypeError: `tx` has parts that are not adaptax's, or keeps its state in few bits;
+            `state_dict` is something else.
 
     >>> import jax.numpy as jnp, torch
     >>> from adaptax import interop
@@ -67,10 +70,11 @@ def load_state(
     {'w': Array([0., 1., 2.], dtype=float32)}
     """
     tx = TransformationKind().canonical(WHERE, "tx", tx)
+    _check_step(step)
+    groups = groups_of(WHERE, "state_dict", state_dict, names)
+    entries = entries_of(WHERE, "state_dict", state_dict, groups)
     state = tx.init(params)
     leaves = leaves_of(WHERE, tx, with_cells(WHERE, state), params, names)
-    groups = groups_of(WHERE, "state_dict", state_dict, names)
-    entries = entries_of(state_dict, groups)
     places = {m.leaf: (m, group) for group in groups for m in group.members}
     problems = {
         m.name: f"torch's {m.name} has a state, and no leaf"
@@ -82,13 +86,14 @@ def load_state(
     steps: dict[str, int] = {}
     for leaf in leaves:
         member, group = places.get(leaf.row.leaf, (None, None))
-        entry = dict(entries[member.key]) if member else {}
-        done = entry.pop("step", None)
-        if group is not None and entry and (leaf.reading.slots or not leaf.reading.frozen):
-            _check_sense(leaf, group)
-            new |= dict(_arrays(leaf, entry, problems))
+        entry = entries[member.key] if member else {}
+        if group is not None and entry:
+            done = _step(leaf, group, entry, problems)
             if done is not None and not leaf.reading.frozen:
-                steps[leaf.name] = int(as_numpy(WHERE, f"the step of {leaf.name}", done))
+                steps[leaf.name] = done
+            if leaf.reading.slots or not leaf.reading.frozen:
+                _check_sense(leaf, group)
+                new |= dict(_arrays(leaf, entry, problems))
         elif leaf.reading.slots and not leaf.reading.frozen and not zeros_for_missing:
             problems[leaf.name] = f"{leaf.name} {_MISSING}"
     new |= _counts(leaves, steps, step, problems)
@@ -112,10 +117,34 @@ def _hint(problems: Mapping[str, str]) -> str:
 _MISSING = "has no state in torch"
 
 
+def _check_step(step: Any) -> None:
+    if step is None:
+        return
+    if isinstance(step, bool) or not isinstance(step, int | np.integer):
+        raise _checks.wrong_kind(WHERE, "step", "an integer, or None", step)
+    if step < 0:
+        raise _checks.out_of_range(WHERE, "step", "[0, inf)", step)
+
+
+def _step(
+    leaf: Leaf, group: Group, entry: Mapping[str, Any], problems: dict[str, str]
+) -> int | None:
+    """The steps that torch has done with a parameter; SGD doesn't count them."""
+    if "step" not in entry:
+        if group.kind != "sgd":
+            problems[leaf.name] = f"the state of {leaf.name} lacks step"
+        return None
+    done = count(entry["step"])
+    if done is None:
+        got = _checks._show(entry["step"])
+        problems[leaf.name] = f"the step of {leaf.name} must be a whole number >= 0, got {got}"
+    return done
+
+
 def _check_sense(leaf: Leaf, group: Group) -> None:
     """Refuse a state of the opposite gradients, or of multiples of them."""
     reading = leaf.reading
-    ascends = bool(group.options.get("maximize", False))
+    ascends = group.flag("maximize")
     if reading.slots and ascends != (reading.front < 0):
         do, what = ("begin with", "ascends") if ascends else ("leave out", "descends")
         raise ValueError(
@@ -136,7 +165,7 @@ def _arrays(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The arrays of torch's entry, by the numbers of their cells."""
     slots = leaf.reading.slots
-    lacks, extra = set(slots) - set(entry), set(entry) - set(slots)
+    lacks, extra = set(slots) - set(entry), set(entry) - set(slots) - {"step"}
     if lacks or extra:
         said = [f"lacks {', '.join(sorted(lacks))}"] * bool(lacks)
         said += [f"has {', '.join(sorted(extra))}, for which tx has no place"] * bool(extra)
@@ -150,8 +179,12 @@ def _arrays(
             problems[leaf.name] = f"{slot.link.name} keeps no {slot.field} like {leaf.name}"
         elif x.shape != wanted:
             problems[leaf.name] = f"{name} of {leaf.name} has shape {x.shape} against {wanted}"
+        elif not jnp.issubdtype(x.dtype, np.inexact):
+            problems[leaf.name] = f"{name} of {leaf.name} must be floating, got {x.dtype}"
         elif np.iscomplexobj(x) and not jnp.iscomplexobj(cell.value):
             problems[leaf.name] = f"{name} of {leaf.name} is complex"
+        elif name in SQUARES and np.any(x < 0):
+            problems[leaf.name] = f"{name} of {leaf.name} has negative entries"
         else:
             x = x if slot.times == 1 else x * slot.times
             yield cell.index, np.array(leaf.row.to_leaf(x), cell.value.dtype)

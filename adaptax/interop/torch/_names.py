@@ -129,7 +129,7 @@ def match(
     1.weight  (3, 3)  ->  1/kernel  (3, 3)  axes (1, 0)
     1.bias    (3,)    ->  1/bias    (3,)
     """
-    if not all(isinstance(name, str) for name in tensors):
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
         wanted = "a mapping of names to tensors, such as model.state_dict()"
         raise _checks.wrong_kind("match", "tensors", wanted, tensors)
     leaves = dict(

@@ -10,9 +10,10 @@ from ...optimizers._amsgrad import amsgrad, scale_by_amsgrad
 from ...optimizers._rms import rmsprop, scale_by_rms, scale_by_stddev
 from ...optimizers._sgd import sgd
 from ...transforms import add_decayed_weights, scale, scale_by_learning_rate, trace
-from ._groups import Group, groups_of
+from ._groups import Group, damaged, groups_of
 from ._names import Names
 from ._reading import Reading, Unreadable
+from ._tensors import number
 
 
 def optimizer(
@@ -36,7 +37,8 @@ def optimizer(
 
     Raises:
         TypeError: `state_dict` is something else.
-        ValueError: It is of another optimizer; it has several groups and there are no names; or
+        ValueError: It is of another optimizer; it is damaged: an option is missing, or not what it
+            must be (the message lists all of it); it has several groups and there are no names; or
             there is a weight decay of which it isn't known whether it is decoupled.
 
     >>> import torch
@@ -76,16 +78,20 @@ def _transformation(where: str, group: Group, decoupled: bool | None) -> Gradien
     make = {"adam": _adam, "rmsprop": _rmsprop, "sgd": _sgd}[group.kind]
     decay = group.option("weight_decay")
     apart = group.kind == "adam" and decay != 0 and group.decoupled(where, decoupled)
-    links = [scale(-1.0)] if group.options.get("maximize", False) else []
-    links += [add_decayed_weights(decay)] if decay and not apart else []
-    links.append(make(group, decay if apart else 0.0))
+    links = [scale(-1.0)] if group.flag("maximize") else []
+    try:
+        links += [add_decayed_weights(decay)] if decay and not apart else []
+        links.append(make(group, decay if apart else 0.0))
+    except ValueError as why:  # a number that is out of range
+        text = f"in param group {group.number}, {str(why).rstrip('.')}"
+        raise damaged(where, "state_dict", [text]) from None
     return links[0] if len(links) == 1 else chain(*links)
 
 
 def _adam(group: Group, decay: float) -> GradientTransformation:
     rate, eps = group.option("lr"), group.option("eps")
-    b1, b2 = map(float, group.options["betas"])
-    if not group.options["amsgrad"]:
+    b1, b2 = map(number, group.options["betas"])
+    if not group.flag("amsgrad"):
         return adamw(rate, b1, b2, eps, weight_decay=decay) if decay else adam(rate, b1, b2, eps)
     if not decay:
         return amsgrad(rate, b1, b2, eps, correct_after_max=True)
@@ -98,7 +104,7 @@ def _adam(group: Group, decay: float) -> GradientTransformation:
 
 def _rmsprop(group: Group, _: float) -> GradientTransformation:
     rate, alpha, eps = map(group.option, ("lr", "alpha", "eps"))
-    centered, momentum = bool(group.options["centered"]), group.option("momentum")
+    centered, momentum = group.flag("centered"), group.option("momentum")
     if not momentum:
         return rmsprop(rate, alpha, eps, eps_in_sqrt=False, centered=centered)
     scaled = scale_by_stddev if centered else scale_by_rms
@@ -112,7 +118,7 @@ def _sgd(group: Group, _: float) -> GradientTransformation:
     rate, momentum, dampening = map(group.option, ("lr", "momentum", "dampening"))
     if not momentum:
         return sgd(rate)
-    plain = sgd(rate, momentum, bool(group.options.get("nesterov", False)))
+    plain = sgd(rate, momentum, group.flag("nesterov"))
     return chain(scale(1.0 - dampening), plain) if dampening else plain
 
 

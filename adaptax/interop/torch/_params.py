@@ -24,6 +24,7 @@ def load_params(params: Any, state_dict: Mapping[str, Any], names: Names) -> Any
 
     Raises:
         TreeMismatchError: Tensors are missing or have other shapes; the message lists them.
+        TypeError: `state_dict` is no mapping, or has something else than tensors.
 
     >>> import jax.numpy as jnp, torch
     >>> from adaptax import interop
@@ -36,6 +37,7 @@ def load_params(params: Any, state_dict: Mapping[str, Any], names: Names) -> Any
     """
     where = "load_params"
     rows = rows_of(where, params, names)
+    _check_mapping(where, "state_dict", state_dict)
     leaves, structure = jax.tree.flatten(params, is_leaf=_tree.is_none)
     problems: dict[str, str] = {}
     new = list(leaves)
@@ -49,6 +51,8 @@ def load_params(params: Any, state_dict: Mapping[str, Any], names: Names) -> Any
         x = as_numpy(where, name, state_dict[name])
         if x.shape != row.torch_shape:
             problems[row.leaf] = f"{name} has shape {x.shape} against {row.torch_shape}"
+        elif not jnp.issubdtype(x.dtype, np.number) and x.dtype != bool:
+            problems[row.leaf] = f"{name} has dtype {x.dtype}"
         elif np.iscomplexobj(x) and not jnp.issubdtype(jnp.result_type(leaf), np.complexfloating):
             problems[row.leaf] = f"{name} is complex, and {row.leaf} is not"
         else:
@@ -86,6 +90,7 @@ def dump_params(params: Any, names: Names, like: Mapping[str, Any]) -> dict[str,
     """
     where = "dump_params"
     rows = rows_of(where, params, names)
+    _check_mapping(where, "like", like)
     problems: dict[str, str] = {}
     new = {}
     for row, leaf in zip(rows, jax.tree.leaves(params, is_leaf=_tree.is_none), strict=True):
@@ -93,8 +98,7 @@ def dump_params(params: Any, names: Names, like: Mapping[str, Any]) -> dict[str,
             assert row is not None
             if name not in like:
                 problems[name] = f"{name} is not in like"
-            elif tuple(like[name].shape) != row.torch_shape:
-                shape = tuple(like[name].shape)
+            elif (shape := tuple(np.shape(like[name]))) != row.torch_shape:
                 problems[name] = f"{name} has shape {shape} against {row.torch_shape}"
             else:
                 tensor = as_tensor(where, row.to_torch(np.asarray(leaf)))
@@ -108,3 +112,8 @@ def dump_params(params: Any, names: Names, like: Mapping[str, Any]) -> dict[str,
     result: Any = copy.copy(like)  # with the metadata that torch hangs on it
     result.update(new)
     return result
+
+
+def _check_mapping(where: str, name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise _checks.wrong_kind(where, name, "a model's state_dict()", value)

@@ -26,6 +26,8 @@ SLOTS: dict[Any, dict[str, str]] = {
     scale_by_stddev: {"square_avg": "nu", "grad_avg": "mu"},
     trace: {"momentum_buffer": "trace"},
 }
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+"""Those that are averages of squares, which are not negative."""
 ADAM, RMS = (scale_by_adam, scale_by_amsgrad), (scale_by_rms, scale_by_stddev)
 FACTORS = {
     scale: "step_size",
