@@ -15,7 +15,7 @@ from support import assert_same_bits
 
 import adaptax
 from adaptax import checkpoint, lowbit
-from adaptax.checkpoint import Checkpoints
+from adaptax.checkpoint import Checkpoints, _sums
 
 TX = lowbit.store(adaptax.adam(0.1), {"mu": lowbit.int8("nu"), "nu": lowbit.uint8()}, min_size=16)
 
@@ -183,21 +183,27 @@ def test_damage_is_an_error_that_names_the_file(damage: Any, run: Path) -> None:
 def test_a_run_goes_on_from_the_step_before(damage: Any, run: Path) -> None:
     """By the loop of the documentation; the damaged step is replaced when it is there again."""
     file = damage(run / "10")
-    with Checkpoints(run, keep=2) as saves:
+    with Checkpoints(run) as saves:
         assert saves.latest == 5
         assert saves.steps == (5,)
         with pytest.warns(UserWarning) as caught:
             step, tree, report = saves.restore(LIKE)
         assert step == 5 and report.exact and report.verified
-        assert re.search(
-            rf"{re.escape(str(file))}.* is damaged: .* left out", str(caught[0].message)
-        )
+        message = rf"{re.escape(str(file))}.* is damaged: .* left out"
+        assert re.search(message, str(caught[0].message))
         same(tree, tree_of(5))
-        saves.save(7, tree_of(7))  # before the damaged one
-        assert saves.steps == (5, 7) and saves.latest == 7
-        saves.save(10, tree_of(10))
-        saves.save(12, tree_of(12))
-        assert saves.steps == (10, 12)
+        saves.save(10, tree_of(11))
+        assert saves.steps == (5, 10) and saves.latest == 10
+        same(saves.restore(LIKE).tree, tree_of(11))
+
+
+def test_a_run_may_save_before_the_damaged_step(run: Path) -> None:
+    """It saves more often now: the damaged step is still there, and in nobody's way."""
+    flipped(run / "10")
+    with Checkpoints(run, keep=2) as saves:
+        for step, steps in ((7, (5, 7)), (10, (7, 10)), (12, (10, 12))):
+            saves.save(step, tree_of(step))
+            assert saves.latest == step and saves.steps == steps
         same(saves.restore(LIKE).tree, tree_of(12))
         same(saves.restore(LIKE, step=10).tree, tree_of(10))
     assert sorted(p.name for p in run.iterdir()) == ["10", "12"]
@@ -289,7 +295,7 @@ def test_directories_of_others_are_left_alone(run: Path) -> None:
     (run / "12" / "mine.txt").write_text("mine")
     with Checkpoints(run, keep=1) as saves:
         assert saves.latest == 10
-        with pytest.raises(ValueError, match="12"):
+        with pytest.raises(FileExistsError, match=r"save: there is something at .*/12 already"):
             saves.save(12, tree_of(12))
         saves.save(15, tree_of(15))
     assert (run / "12" / "mine.txt").read_text() == "mine"
@@ -385,3 +391,24 @@ def test_what_fails_for_another_reason_is_not_called_damage(
     monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", no_memory)
     with pytest.raises(MemoryError, match="not enough"):
         Checkpoints(run).restore(LIKE)
+
+
+def test_what_a_process_has_listed_is_not_read_again(tmp_path: Path) -> None:
+    """Process 0 would have to read what all have written."""
+    arrays = tmp_path / "default-unfinished" / "ocdbt.process_0" / "d"
+    arrays.mkdir(parents=True)
+    (arrays / "x").write_bytes(b"x" * 10)
+    _sums.list_part(tmp_path, "-unfinished")
+    arrays.parents[1].rename(tmp_path / "default")
+    file = tmp_path / "default" / "ocdbt.process_0" / "d" / "x"
+    file.write_bytes(b"y" * 10)
+    (tmp_path / "other").write_bytes(b"z")
+    _sums.seal(tmp_path)
+    assert not (tmp_path / "_CHECKSUMS.0").exists()
+    with pytest.raises(ValueError, match=rf"{file} is damaged"):
+        _sums.check("restore", tmp_path)
+    file.write_bytes(b"x" * 10)
+    assert _sums.check("restore", tmp_path)
+    (tmp_path / "other").write_bytes(b"y")
+    with pytest.raises(ValueError, match="other is damaged"):
+        _sums.check("restore", tmp_path)

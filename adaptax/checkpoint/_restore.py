@@ -81,6 +81,7 @@ def restore(
             sharding does not fit.
     """
     check_choices("restore", missing, unused)
+    orbax("restore")
     path = path_of(path)
 
     def read() -> tuple[Any, Report]:

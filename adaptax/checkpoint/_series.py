@@ -43,8 +43,9 @@ class Checkpoints:
     left out: it is not the latest, is not counted among those that are kept, and is replaced when
     its number is saved again.
 
-    It is a context manager, which waits for the last save. With `jax.distributed`, every process
-    makes one for the same directory, and calls what it calls on all of them.
+    It is a context manager, which waits for the last save: what is being written when the program
+    ends is not finished. With `jax.distributed`, every process makes one for the same directory,
+    and all of them call what one calls, `latest` too.
 
     Args:
         directory: Where; made by the first save. Reading changes nothing in it, so an evaluation
@@ -128,6 +129,7 @@ class Checkpoints:
             TypeError: A leaf is something else.
             ValueError: The step is not after those that are there, or Orbax can't write the name
                 of a leaf.
+            FileExistsError: There is something else of this name.
         """
         number = _step("save", step)
         item, metadata = packed("save", tree)
@@ -146,6 +148,8 @@ class Checkpoints:
                 raise _errors.step_is_there("save", step, other)
         if step in later:
             self._remove(step)
+        elif self._steps.path(step).exists():
+            raise _errors.path_is_there("save", self._steps.path(step))
 
     def restore(
         self,
