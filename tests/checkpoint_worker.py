@@ -8,6 +8,8 @@ status. What a job prints goes to a file.
 
 import json
 import os
+import resource
+import shutil
 import signal
 import sys
 import threading
@@ -162,7 +164,61 @@ def trainer(directory: str, cache: str, steps: int, pause: float, background: bo
     Path(directory + ".json").write_text(json.dumps(digest))
 
 
-JOBS = {"saver": saver, "trainer": trainer}
+def small(step: int) -> dict[str, Any]:
+    """What is soon saved: no two steps are alike."""
+    return {"step": step, "w": np.full((256, 256), step, np.float32), "b": np.ones(3)}
+
+
+def rewriter(directory: str, keep: int, seconds: float) -> None:
+    """Save as fast as possible."""
+    from adaptax.checkpoint import Checkpoints
+
+    with Checkpoints(directory, keep=keep) as saves:
+        saves.save(0, small(0))
+        saves.wait()
+        print("saved 0", flush=True)
+        end, step = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            step += 1
+            saves.save(step, small(step))
+    print("ended", flush=True)
+
+
+def failing(directory: str, how: str) -> None:
+    """Save until four saves have failed in the background; then save once more.
+
+    Args:
+        directory: Where.
+        how: Whether the directory is "removed" in which a step is written, or the disk is "full":
+            no file may be longer than some bytes, other ones at each attempt.
+    """
+    from adaptax.checkpoint import Checkpoints
+
+    saves, errors = Checkpoints(directory), []
+    saves.save(0, small(0))
+    saves.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for step in range(1, 30):
+        try:
+            if how == "full":
+                length = (0, 60, 150, 300)[len(errors)]
+                resource.setrlimit(resource.RLIMIT_FSIZE, (length, resource.RLIM_INFINITY))
+            saves.save(step, small(step))
+            for name in os.listdir(directory) if how == "removed" else ():
+                if TMP in name:
+                    shutil.rmtree(f"{directory}/{name}", ignore_errors=True)
+            saves.wait()
+        except Exception as error:
+            errors.append(type(error).__name__)
+        if len(errors) == 4:
+            break
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    saves.save(90, small(90))
+    saves.close()
+    print("\nsaved 90 after", *errors, flush=True)
+
+
+JOBS = {"saver": saver, "trainer": trainer, "rewriter": rewriter, "failing": failing}
 
 
 def serve() -> None:
@@ -186,13 +242,14 @@ def serve() -> None:
         job, log, *arguments = json.loads(line)
         child = os.fork()
         if child == 0:
-            signal.alarm(120)  # nothing waits for ever
+            signal.alarm(60)  # nothing waits for ever
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(file, 1)
             os.dup2(file, 2)
             code = 1
             try:
                 JOBS[job](*arguments)
+                threading._shutdown()  # type: ignore[attr-defined]  # wait, as at a program's end
                 code = 0
             except BaseException:
                 import traceback

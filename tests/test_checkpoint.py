@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from cases import CASES
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import assert_same_bits, optax_rules
@@ -252,6 +254,34 @@ def test_16_bit_moments_of_optax_become_float32(path: Path) -> None:
     assert got[0].nu["w"].dtype == jnp.float32
     np.testing.assert_array_equal(got[0].nu["w"], state[0].nu["w"].astype(jnp.float32))
     assert report.of("cast") == ("0/mu/w", "0/nu/w")
+
+
+NAMES = [
+    "",
+    " ",
+    ".",
+    "..",
+    "//",
+    "/a",
+    "a//b",
+    "a.",
+    "..b",
+    "\0",
+    "\n",
+    "日本",
+    "😀",
+    "a" * 64_000,
+]
+NAMES += ["'", '"', "\\", "{", "%2F", ".zarray", "a/.zarray", "0", "None", "['a']", "*", "value"]
+
+
+def test_every_name_that_is_not_refused_comes_back(path: Path) -> None:
+    tree = {name: jnp.full(2, float(i)) for i, name in enumerate(NAMES)}
+    with Checkpoints(path) as saves:
+        saves.save(1, tree)
+        got, report = saves.restore(shapes(tree))[1:]
+    assert report.exact and not any(row.moved for row in report.rows)
+    assert_same_bits(got, tree)
 
 
 # --- Storage formats
@@ -561,6 +591,60 @@ def test_one_state_of_a_chain_is_restored(path: Path) -> None:
     assert_same_bits(got, state[1])
 
 
+class Net(nnx.Module):
+    """One layer, whose parameters are in boxes."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.layer = nnx.Linear(8, 4, rngs=rngs)
+
+
+BOXED = {
+    "adam": adam(SCHEDULE),
+    "encoded": lowbit.store(adam(SCHEDULE), {"mu": lowbit.int8("nu")}, min_size=1),
+    "accumulated": adaptax.MultiSteps(chain(clip, adam(SCHEDULE)), 2),
+}
+
+
+def kept_by_nnx(tx: Any) -> tuple[Any, Any, Any]:
+    """A state as `nnx.Optimizer` keeps it, of boxed parameters, and of bare ones."""
+    net = Net(nnx.Rngs(0))
+    params = nnx.state(net, nnx.Param)
+    states = nnx.Optimizer(net, tx, wrt=nnx.Param).opt_state, tx.init(params)
+    return *states, tx.init(nnx.to_pure_dict(params))
+
+
+@pytest.mark.parametrize("name", BOXED)
+def test_states_in_boxes_are_those_without(name: str, path: Path) -> None:
+    """Saved in one form, they are restored in each."""
+    states = [filled(state, i) for i, state in enumerate(kept_by_nnx(BOXED[name]))]
+    for i, saved in enumerate(states):
+        checkpoint.save(path / str(i), {"state": saved})
+        for like in states:
+            got, report = checkpoint.restore(path / str(i), {"state": shapes(like)})
+            assert report.exact, report
+            assert jax.tree.structure(got["state"]) == jax.tree.structure(like)
+            assert_same_bits(jax.tree.leaves(got), jax.tree.leaves(saved))
+
+
+def test_states_in_boxes_may_change(path: Path) -> None:
+    """By a link, by a storage format; their own optimizer then takes them."""
+    old = filled(kept_by_nnx(BOXED["adam"])[0])
+    checkpoint.save(path, old)
+    new: Any = chain(clip, BOXED["adam"])
+    more = nnx.Optimizer(Net(nnx.Rngs(0)), new, wrt=nnx.Param)
+    state, report = checkpoint.restore(path, shapes(more.opt_state))
+    assert report.exact
+    more.opt_state = state
+    assert_same_bits(more.opt_state[1][0].mu["layer"]["bias"][...], old[0].mu["layer"]["bias"][...])
+    state, report = checkpoint.restore(path, kept_by_nnx(BOXED["encoded"])[0])
+    names = tuple(f"inner_state/0/mu/layer/{name}/value" for name in ("bias", "kernel"))
+    assert report.of("encoded") == names
+    other = old[0]._replace(mu={"layer": {"bias": jnp.ones(5)}})
+    message = r"Of another shape: 0/mu/layer/bias has .* Only in [^:]*: 0/mu/layer/kernel/value\."
+    with pytest.raises(ValueError, match=message):
+        checkpoint.restore(path, (other, *old[1:]))
+
+
 def test_names_that_are_numbers_are_names(path: Path) -> None:
     """An ensemble in a dict; its keys are sorted as text in jax, as numbers nowhere."""
     tree = {str(i): filled(ADAM.init(PARAMS), i) for i in range(11)}
@@ -711,14 +795,42 @@ def test_shapes_on_explicit_axes_are_restored_onto_the_mesh(path: Path) -> None:
         checkpoint.restore(path, like)
 
 
-def test_shardings_that_do_not_fit_are_refused(path: Path) -> None:
+@pytest.mark.parametrize(
+    "shape, spec",
+    [
+        ((6,), P("data")),  # not a multiple
+        ((), P("data")),  # not as many axes
+        ((), P(None)),
+        ((8,), P(None, "data")),
+        ((8, 8), P("data", None, None)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["array", "number", "key", "encoded"])
+def test_shardings_that_do_not_fit_are_refused(
+    kind: str, shape: Any, spec: Any, path: Path
+) -> None:
+    """Before anything is read: the checkpoint is sound, and not called damaged."""
+    x: Any = {
+        "array": lambda: jnp.ones(shape),
+        "number": lambda: np.ones(shape),
+        "key": lambda: jax.random.wrap_key_data(jnp.zeros((*shape, 2), jnp.uint32)),
+        "encoded": lambda: Encoded(
+            jnp.ones(shape, jnp.uint8), None, jnp.uint32(1), lowbit.uint8(), np.dtype("float32")
+        ),
+    }[kind]()
+    with Checkpoints(path) as saves:
+        saves.save(1, {"b": jnp.ones(8), "a": x})
+    sharding = NamedSharding(mesh_of(4), spec)
+    message = rf"restore: the sharding of a does not fit its shape {re.escape(str(shape))}: "
+    with pytest.raises(ValueError, match=message) as caught:
+        Checkpoints(path).restore({"b": jnp.ones(8), "a": x}, shardings={"a": sharding, "b": None})
+    assert type(caught.value) is ValueError
+
+
+def test_shardings_that_are_none_are_refused(path: Path) -> None:
     tree = {"a": jnp.ones(6), "b": jnp.ones(())}
     checkpoint.save(path, tree)
     split = NamedSharding(mesh_of(4), P("data"))
-    with pytest.raises(
-        ValueError, match=r"restore: the sharding of a does not fit its shape \(6,\)"
-    ):
-        checkpoint.restore(path, tree, shardings=split)
     with pytest.raises(
         TypeError, match=r"shardings must be a jax.sharding.Sharding.*got P.*'data'"
     ):
@@ -815,7 +927,16 @@ def test_bad_arguments_are_refused(path: Path) -> None:
         saves.restore(tree, unused="keep")
 
 
-def test_leaves_that_are_no_numbers_are_refused(path: Path) -> None:
+class Key(NamedTuple):
+    """A key of a dict that is no text."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return "key"
+
+
+def test_leaves_that_can_not_be_written_are_refused(path: Path) -> None:
     saves = Checkpoints(path)
     with pytest.raises(TypeError, match=r"save: the leaf a/0 must be an array, a key or a number"):
         saves.save(0, {"a": ["text"]})
@@ -829,6 +950,17 @@ def test_leaves_that_are_no_numbers_are_refused(path: Path) -> None:
         ValueError, match=r"save: the leaves a/b; a.b have one name in Orbax's files"
     ):
         saves.save(0, {"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
+    for name, problem in {
+        "a\ud800": r"leaf 'x/a\\ud800' has characters that UTF-8 has no code for; rename it",
+        "a" * 65_000: r"leaf 'x/aaa.* has 65003 bytes, and Orbax's files take 65000; rename it",
+    }.items():
+        with pytest.raises(ValueError, match=f"save: the name of the {problem}"):
+            saves.save(0, {"x": {name: jnp.ones(1)}})
+    for one, other in (("w", "w/"), ("", "/")):
+        with pytest.raises(ValueError, match=rf"save: the leaves {one or '.*'}; {other} have one"):
+            saves.save(0, {one: jnp.ones(1), other: jnp.ones(1)})
+    with pytest.raises(ValueError, match=r"save: the leaves key; key have one name"):
+        saves.save(0, {Key(1): jnp.ones(1), Key(2): jnp.ones(1)})
     with pytest.raises(TypeError, match=r"save: the arrays are traced; call it outside jax.jit"):
         jax.jit(lambda x: saves.save(0, {"a": x}))(jnp.ones(1))
     saves.save(0, {"a": jnp.ones(1)})
@@ -930,37 +1062,6 @@ def test_what_is_not_there_is_an_error(path: Path, tmp_path: Path) -> None:
         checkpoint.restore(file, tree)
 
 
-def test_damaged_steps_are_left_out_or_named(path: Path) -> None:
-    tree = {"x": jnp.zeros((64, 64))}
-    with Checkpoints(path, keep=None) as saves:
-        for step in range(4):
-            saves.save(step, {"x": jnp.full((64, 64), float(step))})
-    (path / "3" / "default" / "_METADATA").unlink()
-    (path / "2" / "default" / "manifest.ocdbt").unlink()
-    with pytest.warns(UserWarning) as caught:
-        got = saves.restore(tree)
-    assert got.step == 1 and float(got.tree["x"][0, 0]) == 1.0
-    assert "3 is not a checkpoint of a tree, or not a whole one" in str(caught[0].message)
-    assert "2/default can't be read: " in str(caught[1].message)
-    with pytest.raises(
-        ValueError, match=r"3 is not a checkpoint.*Other steps are 0, 1, 2: give step="
-    ):
-        saves.restore(tree, step=3)
-    for file in (path / "1").rglob("d/*"):
-        file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(
-        ValueError, match=r"restore: .*1/default can't be read: .*Other steps are 0, 2"
-    ):
-        saves.restore(tree, step=1)
-    for step in (0, 1):
-        (path / str(step) / "default" / "_METADATA").write_text("{")
-    with (
-        pytest.warns(UserWarning),
-        pytest.raises(ValueError, match=r"none of the steps 0, 1, 2, 3"),
-    ):
-        saves.restore(tree)
-
-
 def test_a_later_format_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adaptax.checkpoint._file.VERSION", 2)
     checkpoint.save(path, {"x": jnp.zeros(2)})
@@ -1011,7 +1112,8 @@ class Forks:
 
     def __init__(self, logs: Path):
         self._logs, self._count = logs, 0
-        environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="")
+        here = Path(worker.__file__).parents[1]  # this adaptax, not an installed one
+        environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONPATH=str(here))
         self._process = subprocess.Popen(
             [sys.executable, "-W", "error", worker.__file__],
             stdin=subprocess.PIPE,
@@ -1043,14 +1145,29 @@ class Forks:
         log = self._logs / f"{self._count}.txt"
         pid = int(self._say(json.dumps([job, str(log), *arguments])))
         if kill_after is not None:
-            deadline = time.monotonic() + 60
-            while not (log.exists() and REPORT.search(log.read_text())):
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.005)
+            self._wait_for_report(log)
             time.sleep(kill_after)
             os.kill(pid, signal.SIGKILL)
         status = int(self._say(""))
         return status, log.read_text().splitlines()
+
+    @contextmanager
+    def running(self, job: str, *arguments: Any) -> Iterator[Callable[[], bool]]:
+        """Whether a job still runs; it has begun, and is waited for at the end."""
+        self._count += 1
+        log = self._logs / f"{self._count}.txt"
+        pid = int(self._say(json.dumps([job, str(log), *arguments])))
+        self._wait_for_report(log)
+        yield lambda: "ended" not in log.read_text()
+        status = int(self._say(""))
+        assert status == 0, (pid, log.read_text())
+
+    @staticmethod
+    def _wait_for_report(log: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and REPORT.search(log.read_text())):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.005)
 
     def close(self) -> None:
         self._process.communicate(timeout=20)
@@ -1097,6 +1214,37 @@ def test_a_kill_amid_a_save_harms_no_step(forks: Forks, path: Path) -> None:
     with Checkpoints(path, keep=2) as saves:
         saves.save(last + 1, worker.content(last + 1))
     assert sorted(os.listdir(path), key=int) == [str(last), str(last + 1)]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_reader_beside_a_writer_sees_no_damage(keep: int, forks: Forks, path: Path) -> None:
+    """While the steps that it reads are removed."""
+    like, seen = worker.small(0), set()
+    with forks.running("rewriter", str(path), keep, 1.5) as runs:
+        while runs():
+            step, tree, report = Checkpoints(path).restore(like)
+            assert report.verified
+            assert_same_bits(tree, worker.small(step))
+            saves = Checkpoints(path)
+            assert saves.latest is not None and saves.steps
+            try:  # by its path, as of a moment ago
+                assert checkpoint.restore(path / str(step), like)[1].verified
+            except FileNotFoundError:
+                assert step not in saves.steps
+            seen.add(step)
+    assert len(seen) >= 5, seen
+
+
+@pytest.mark.parametrize("how", ["removed", "full"])
+def test_a_process_whose_saves_fail_says_so_and_ends(how: str, forks: Forks, path: Path) -> None:
+    """Its directories are removed while it writes; or the disk is full."""
+    status, lines = forks.run("failing", str(path), how)
+    assert status == 0, lines[-20:]
+    assert re.fullmatch(r"saved 90 after( (OSError|ValueError|FileNotFoundError)){4}", lines[-1])
+    saves = Checkpoints(path)
+    assert saves.latest == 90
+    assert_same_bits(saves.restore(worker.small(0)).tree, worker.small(90))
+    assert all(name.isdecimal() for name in os.listdir(path)), "what failed is left"
 
 
 @pytest.fixture(scope="module")

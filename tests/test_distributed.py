@@ -70,11 +70,19 @@ def test_processes_do_what_one_does(run, alone, processes):
 
 
 def test_a_killed_process_and_a_restart_with_other_ones(run, alone, tmp_path):
-    """What was saved in the background is the step before at least; four end as one without."""
+    """What was saved in the background is the step before at least; four end as one without.
+
+    They begin before the latest step, which is damaged.
+    """
     directory = str(tmp_path / "checkpoints")
     statuses, end = run(2, checkpoints=directory, killed=1, after=5)
     assert statuses == [-signal.SIGKILL] * 2 and end is None
-    assert Checkpoints(directory).latest in (2, 4)
+    latest = Checkpoints(directory).latest
+    assert latest in (2, 4)
+    damaged = max(Path(directory, str(latest)).rglob("*process_1/d/*"), key=os.path.getsize)
+    damaged.write_bytes(damaged.read_bytes()[::-1])  # read by one of the four; all leave it out
     statuses, end = run(4, checkpoints=directory)
     assert statuses == [0] * 4
     assert_same(end, alone)
+    assert Checkpoints(directory).steps == (2, 4, 6)
+    assert not list(Path(directory).rglob("_CHECKSUMS.*"))

@@ -92,7 +92,7 @@ def removed(where: str, directory: Any) -> FileNotFoundError:
 
 def damaged(where: str, file: Any, problem: str) -> DamagedError:
     """A file that is not what was written."""
-    return DamagedError(f"{where}: {file} is damaged: it {problem}.")
+    return DamagedError(f"{where}: {file} is damaged: {problem}.")
 
 
 def damaged_elsewhere(where: str, path: Any) -> DamagedError:

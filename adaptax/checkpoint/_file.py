@@ -286,7 +286,7 @@ class Source:
         if notes.version > VERSION:
             raise _errors.newer(self._where, item.path)
         if notes.checksums and not self.verified:
-            raise _errors.damaged(self._where, self.path / _sums.NAME, "is missing")
+            raise _errors.damaged(self._where, self.path / _sums.NAME, "it is missing")
 
     def _add(self, before: Names, notes: Notes, stored: dict[Names, Any]) -> None:
         stored = {} if notes.nothing else stored

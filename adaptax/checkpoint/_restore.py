@@ -16,6 +16,7 @@ from ._file import Source, orbax, packed, path_of
 from ._match import Spot, match
 from ._names import Leaf, Names, bare, leaves_of, spelled
 from ._report import Report, Row
+from ._steps import reading, steady
 from ._writer import Writer
 
 ARRAYS = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
@@ -76,10 +77,21 @@ def restore(
         ImportError: Orbax is not installed.
         FileNotFoundError: There is nothing at the path.
         TreeMismatchError: As in `Checkpoints.restore`.
-        ValueError: It is no checkpoint of a tree, or damaged.
+        ValueError: It is no checkpoint of a tree, or damaged (the message names the file), or a
+            sharding does not fit.
     """
     check_choices("restore", missing, unused)
-    return restored("restore", Source("restore", path), like, shardings, missing, unused)
+    orbax("restore")
+    path = path_of(path)
+
+    def read() -> tuple[Any, Report]:
+        if not path.exists():
+            raise _errors.nothing_there("restore", path)
+        with reading(path):
+            source = Source("restore", path)
+            return restored("restore", source, like, shardings, missing, unused)
+
+    return steady(read, _errors.nothing_there("restore", path))
 
 
 def check_choices(where: str, missing: Any, unused: Any) -> None:

@@ -5,15 +5,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .._core import _checks
 from . import _errors, _processes
 from ._file import Source, orbax, packed, path_of
 from ._report import Report
 from ._restore import check_choices, restored
-from ._steps import Steps
+from ._steps import Steps, reading, steady
 from ._writer import Writer
+
+T = TypeVar("T")
 
 
 class Restored(NamedTuple):
@@ -41,8 +43,9 @@ class Checkpoints:
     left out: it is not the latest, is not counted among those that are kept, and is replaced when
     its number is saved again.
 
-    It is a context manager, which waits for the last save. With `jax.distributed`, every process
-    makes one for the same directory, and calls what it calls on all of them.
+    It is a context manager, which waits for the last save: what is being written when the program
+    ends is not finished. With `jax.distributed`, every process makes one for the same directory,
+    and all of them call what one calls, `latest` too.
 
     Args:
         directory: Where; made by the first save. Reading changes nothing in it, so an evaluation
@@ -97,7 +100,7 @@ class Checkpoints:
         It is verified: its files are read, once by each object unless they change.
         """
         self.wait()
-        return self._steps.steady("Checkpoints", self._latest)
+        return self._steady("Checkpoints", self._latest)
 
     def _latest(self) -> int | None:
         problems = []
@@ -126,11 +129,12 @@ class Checkpoints:
             TypeError: A leaf is something else.
             ValueError: The step is not after those that are there, or Orbax can't write the name
                 of a leaf.
+            FileExistsError: There is something else of this name.
         """
         number = _step("save", step)
         item, metadata = packed("save", tree)
         self.wait()
-        self._steps.steady("save", lambda: self._make_way(number))
+        self._steady("save", lambda: self._make_way(number))
         with self._renewed():
             self._open().save(self._steps.path(number), item, metadata)
         if not self._background:
@@ -144,6 +148,8 @@ class Checkpoints:
                 raise _errors.step_is_there("save", step, other)
         if step in later:
             self._remove(step)
+        elif self._steps.path(step).exists():
+            raise _errors.path_is_there("save", self._steps.path(step))
 
     def restore(
         self,
@@ -194,7 +200,7 @@ class Checkpoints:
                 number, lambda s: restored("restore", s, like, shardings, missing, unused)
             )
 
-        result, left_out = self._steps.steady("restore", read)
+        result, left_out = self._steady("restore", read)
         for problem in left_out:
             warnings.warn(f"{problem} It is left out.", stacklevel=2)
         return result
@@ -212,7 +218,7 @@ class Checkpoints:
         for number in [step] if step is not None else reversed(steps):
             try:
                 source = self._steps.open("restore", number)
-                with self._steps.reading(number):
+                with reading(self._steps.path(number)):
                     return Restored(number, *read(source)), problems
             except _errors.DamagedError as error:
                 if step is not None:
@@ -264,6 +270,9 @@ class Checkpoints:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _steady(self, where: str, read: Callable[[], T]) -> T:
+        return steady(read, _errors.removed(where, self.directory))
 
     def _open(self) -> Writer:
         """The writer, made when it is needed; what a killed process left is removed."""

@@ -88,7 +88,7 @@ class Steps:
             DamagedError: It is damaged. All processes raise it.
             RemovedError: It was removed meanwhile.
         """
-        with self.reading(step, together=not alone):
+        with reading(self.path(step), together=not alone):
             token = self._token(step)
             source, problem = self._opened(where, step, alone)
             if not alone and any(_processes.gathered(int(problem is not None))):
@@ -108,35 +108,6 @@ class Steps:
             return None, error
         except FileNotFoundError as error:
             return None, _errors.unreadable(where, self.path(step), error)
-
-    @contextmanager
-    def reading(self, step: int, *, together: bool = False) -> Iterator[None]:
-        """Tell a step that is damaged from one that a writer removes, or replaces, meanwhile.
-
-        Args:
-            step: The step.
-            together: Whether all processes fail if one does.
-        """
-        before = _identity(self.path(step))
-        try:
-            yield
-        except Exception as error:
-            now = _identity(self.path(step))
-            gone = before is None or now != before
-            if together:
-                gone = bool(_processes.of_process_0(gone))
-            if gone and (together or _processes.alone()):
-                raise RemovedError(step) from error
-            raise
-
-    def steady(self, where: str, read: Callable[[], T]) -> T:
-        """What a function reads, again if a step that it reads was removed meanwhile."""
-        for _ in range(TRIES):
-            try:
-                return read()
-            except RemovedError:
-                pass
-        raise _errors.removed(where, self.directory)
 
     # --- Writing, by process 0 alone
 
@@ -195,6 +166,45 @@ class Steps:
             return True
         path = self.path(step)
         return _sums.looks_damaged(path) or not any(map(is_tree, (path, *_inside(path))))
+
+
+@contextmanager
+def reading(path: Any, *, together: bool = False) -> Iterator[None]:
+    """Tell a checkpoint that is damaged from one that a writer removes, or replaces, meanwhile.
+
+    Args:
+        path: Its directory.
+        together: Whether all processes fail if one does.
+
+    Raises:
+        RemovedError: It is the second.
+    """
+    before = _identity(path)
+    try:
+        yield
+    except Exception as error:
+        now = _identity(path)
+        gone = before is None or now != before
+        if together:
+            gone = bool(_processes.of_process_0(gone))
+        if gone and (together or _processes.alone()):
+            raise RemovedError(path) from error
+        raise
+
+
+def steady(read: Callable[[], T], error: Exception) -> T:
+    """What a function reads, again if what it reads is removed meanwhile.
+
+    Args:
+        read: The function.
+        error: What is raised if that happens always.
+    """
+    for _ in range(TRIES):
+        try:
+            return read()
+        except RemovedError:
+            pass
+    raise error
 
 
 def _is_step(path: Any) -> bool:

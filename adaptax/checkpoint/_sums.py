@@ -101,9 +101,9 @@ def check(where: str, path: Any, *, alone: bool = False) -> bool:
         return True
     number = max(all_found)
     if files is None or number <= LIST:
-        raise _errors.damaged(where, path / NAME, "is missing, or not as it was written")
+        raise _errors.damaged(where, path / NAME, "it is missing, or not what was written")
     file = files[names[number - 1]][0]
-    raise _errors.damaged(where, file, problem or "is not as it was written")
+    raise _errors.damaged(where, file, problem or "it is not what was written")
 
 
 def looks_damaged(path: Any) -> bool:
@@ -145,12 +145,12 @@ def _problem(file_and_sum: tuple[Any, Sum]) -> str:
     try:
         found = _sum_of(file)
     except FileNotFoundError:
-        return "is missing"
+        return "it is missing"
     except OSError as error:
-        return f"can't be read ({error})"
+        return f"it can't be read ({error})"
     if found.length != wanted.length:
-        return f"has {found.length} bytes, and had {wanted.length}"
-    return "" if found == wanted else "is not as it was written: its checksum differs"
+        return f"it has {found.length} bytes, and {wanted.length} were written"
+    return "" if found == wanted else "its checksum is not that of what was written"
 
 
 def _length(file: Any) -> int:
