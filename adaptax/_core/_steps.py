@@ -52,10 +52,10 @@ def reached(count: Any, step: Any) -> Any:
     return (whole >= 0) & (rest >= 0)
 
 
-def elapsed(count: Any, begin: Any, real: Any = None) -> Any:
+def elapsed(count: Any, begin: Any) -> Any:
     """The number of steps since `begin` as a float: an exact difference, rounded once."""
     whole, rest = since(count, begin)
-    real = real or jnp.result_type(float)
+    real = jnp.result_type(float)
     return whole.astype(real) + jnp.asarray(rest, real)
 
 
