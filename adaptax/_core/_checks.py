@@ -12,7 +12,7 @@ SHOWN = 5  # paths listed before "and N more"
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument of the wrong kind; optax raises the one error for some and the other for others."""
+    """An argument of the wrong kind: both errors, because optax raises now one, now the other."""
 
 
 def wrong_kind(function: str, name: str, wanted: str, value: Any) -> ArgumentError:

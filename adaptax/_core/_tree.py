@@ -50,7 +50,7 @@ def is_function(x: Any) -> bool:
 
 
 def is_array(x: Any) -> bool:
-    """Whether x is an array (or a number, or stands for one); numpy's of text or objects are not."""
+    """Whether x is an array, a number, or stands for one; numpy's of text or objects are not."""
     dtype = getattr(x, "dtype", None)
     if dtype is None or not hasattr(x, "shape"):
         return isinstance(x, float | int | complex)
