@@ -206,6 +206,25 @@ class LeafError(Exception):
     """Raised inside a kernel; the engine turns it into a `TreeMismatchError` with key paths."""
 
 
+class ComplexLeafError(LeafError):
+    """Raised inside a kernel by a rule that needs an order of numbers."""
+
+    def __init__(self, function: str, hint: str):
+        super().__init__(function, hint)
+        self.function = function
+        self.hint = hint
+
+
+def complex_leaves(error: ComplexLeafError, updates: Any) -> "TreeMismatchError":
+    """Complex updates where only real ones make sense."""
+    wrong = [path for path, leaf in _by_path(updates).items() if jnp.iscomplexobj(leaf)]
+    return TreeMismatchError(
+        f"{error.function}: complex numbers have no order, and updates are complex at "
+        f"{listed(wrong)}. {error.hint}",
+        wrong,
+    )
+
+
 class TreeMismatchError(ValueError, TypeError):
     """Two trees that should agree in structure, shape or dtype do not. `paths` lists where.
 

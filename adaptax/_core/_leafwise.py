@@ -272,6 +272,8 @@ def run(
     together = current_sharing() if any(link.matrices for link in links) else None
     try:
         rows = _run_all(rows) if together is None else _share(rows, together)
+    except _checks.ComplexLeafError as error:
+        raise _checks.complex_leaves(error, updates) from None
     except _checks.LeafError:
         raise trees.explain() from None
     new = [[row[k] for row in rows] for k in range(1 + len(slots))]

@@ -101,6 +101,20 @@ def _merge(new: Any, old: Any, mask: Laid) -> Any:
     return mask.structure.unflatten(y if c is False else x for x, y, c in triples)
 
 
+def _hidden(tree: Any, mask: Laid) -> list[str]:
+    """The names of the leaves that lie under a hole with others."""
+    if mask.structure == jax.tree.structure(tree, is_leaf=is_none):
+        return []
+    pairs = zip(_paths.path_names(tree), mask.by_leaf(), strict=True)
+    return [name for name, chosen in pairs if chosen is False]
+
+
+def _init_part(node: Node, mask: Laid, params: Any) -> MaskedState:
+    """The node's state for a part of the leaves."""
+    with _paths.hiding(_hidden(params, mask)):
+        return MaskedState(node.init(_keep(params, mask)))
+
+
 def _update_part(
     node: Node,
     mask: Laid,
@@ -118,7 +132,8 @@ def _update_part(
         alike = {k for k, v in extra_args.items() if jax.tree.structure(v) == structure}
         extra_args = {k: _keep(v, mask) if k in alike else v for k, v in extra_args.items()}
     some = None if params is None else _keep(params, mask)
-    new, inner = node.update(_keep(updates, mask), state.inner_state, some, **extra_args)
+    with _paths.hiding(_hidden(updates, mask)):
+        new, inner = node.update(_keep(updates, mask), state.inner_state, some, **extra_args)
     return _merge(new, updates, mask), MaskedState(inner)
 
 
@@ -157,7 +172,7 @@ def masked(inner: Transform, mask: MaskLike, *, mask_compatible_extra_args: bool
         return replace(node, per_leaf=per_leaf, wrap=MaskedState, parts=parts, chosen=chosen)
 
     def init(params: Any) -> MaskedState:
-        return MaskedState(node.init(_keep(params, _mask("masked", mask, params))))
+        return _init_part(node, _mask("masked", mask, params), params)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -271,10 +286,7 @@ def partition(
     def init(params: Any) -> PartitionState:
         every = labelled(params)
         return PartitionState(
-            {
-                label: MaskedState(node.init(_keep(params, of_group(every, label))))
-                for label, node in nodes.items()
-            }
+            {k: _init_part(node, of_group(every, k), params) for k, node in nodes.items()}
         )
 
     def update(

@@ -3,7 +3,9 @@
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -27,12 +29,41 @@ def path_names(tree: Any, is_leaf: Callable[[Any], bool] = _tree.is_none) -> lis
 
 
 @functools.lru_cache(maxsize=256)
-def _names(structure: Any) -> tuple[str, ...]:
+def _names(structure: Any, present: tuple[bool, ...] | None = None) -> tuple[str, ...]:
+    """The names of a structure's leaves; those that are not `present` need not be in a box."""
     tree = structure.unflatten(range(structure.num_leaves))
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-    if all(len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value") for path in paths):
-        paths = [path[:-1] for path in paths]
+    in_box = [len(path) > 1 and path[-1] == _VALUE for path in paths]
+    present = (True,) * len(paths) if present is None else present
+    if all(boxed or not there for boxed, there in zip(in_box, present, strict=True)):
+        paths = [path[:-1] if boxed else path for path, boxed in zip(paths, in_box, strict=True)]
     return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
+
+
+_VALUE = jax.tree_util.GetAttrKey("value")
+_hidden: ContextVar[tuple[str, ...]] = ContextVar("hidden", default=())
+
+
+@contextmanager
+def hiding(names: Sequence[str]) -> Iterator[None]:
+    """Leaves that an outer mask hides, each under one hole with others, count as holes inside."""
+    token = _hidden.set((*_hidden.get(), *names))
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
+def _named_leaves(tree: Any, is_hole: Callable[[Any], bool]) -> list[tuple[str, Any]]:
+    """The leaves with their names, and a hole for each leaf that is hidden."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_hole)
+    names = _names(structure, tuple(not is_hole(leaf) for leaf in leaves))
+    pairs = list(zip(names, leaves, strict=True))
+    hidden = [name for name in _hidden.get() if name not in names]
+    if hidden:
+        above = {name[:i] for name in hidden for i, c in enumerate(name) if c == "/"} | {""}
+        pairs = [(name, x) for name, x in pairs if not (_tree.is_masked(x) and name in above)]
+    return pairs + [(name, _tree.MaskedNode()) for name in hidden]
 
 
 _DIGITS = "\ue000"  # in a glob on its way to a regular expression
@@ -96,10 +127,10 @@ def assigned(
         ValueError: A leaf is matched by none, or a pattern is the first to match of no leaf. A
             pattern may be for leaves that an outer mask hides (`is_hole`).
     """
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_hole)
-    present = tuple(not is_hole(leaf) for leaf in leaves)
-    found = _first_match(where, tuple(patterns), structure, present)
-    return list(map(Assigned, _names(structure), leaves, found))
+    pairs = _named_leaves(tree, is_hole)
+    present = tuple(not is_hole(leaf) for _, leaf in pairs)
+    found = _first_match(where, tuple(patterns), tuple(name for name, _ in pairs), present)
+    return [Assigned(name, leaf, i) for (name, leaf), i in zip(pairs, found, strict=True)]
 
 
 def first_match(
@@ -119,9 +150,8 @@ def number_in(pattern: PathPattern, name: str) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _first_match(
-    where: str, patterns: tuple[PathPattern, ...], structure: Any, present: tuple[bool, ...]
+    where: str, patterns: tuple[PathPattern, ...], names: tuple[str, ...], present: tuple[bool, ...]
 ) -> Sequence[int | None]:
-    names = _names(structure)
     texts = [spelled(p) for p in patterns]
     hits = [[i for i, p in enumerate(patterns) if matches(p, name)] for name in names]
     rows = list(zip(names, hits, present, strict=True))
@@ -143,16 +173,11 @@ def selected(where: str, pattern: PathPattern, tree: Any, is_hole: Any) -> list[
         ValueError: The pattern (without its `!`) matches none of the leaves, nor of those that an
             outer mask hides.
     """
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_hole)
-    names = _names(structure)
+    pairs = _named_leaves(tree, is_hole)
     expression, _ = _expression(pattern)
-    if names and not any(expression.fullmatch(name) for name in names):
-        raise _checks.matches_nothing(where, spelled(pattern), names)
-    return [
-        matches(pattern, name)
-        for name, leaf in zip(names, leaves, strict=True)
-        if leaf is None or not is_hole(leaf)
-    ]
+    if pairs and not any(expression.fullmatch(name) for name, _ in pairs):
+        raise _checks.matches_nothing(where, spelled(pattern), [name for name, _ in pairs])
+    return [matches(pattern, name) for name, leaf in pairs if leaf is None or not is_hole(leaf)]
 
 
 class ByPath:

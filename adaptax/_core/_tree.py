@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from . import _checks, _manual, _numerics
@@ -49,8 +50,11 @@ def is_function(x: Any) -> TypeGuard[Callable[[Any], Any]]:
 
 
 def is_array(x: Any) -> bool:
-    """Whether x is an array (or a number, or stands for one)."""
-    return (hasattr(x, "dtype") and hasattr(x, "shape")) or isinstance(x, float | int | complex)
+    """Whether x is an array, a number, or stands for one; numpy's of text or objects are not."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not hasattr(x, "shape"):
+        return isinstance(x, float | int | complex)
+    return getattr(dtype, "kind", "") not in ("O", "S", "U", "M", "m")
 
 
 def is_float0(x: Any) -> bool:
@@ -154,7 +158,8 @@ def check_arrays(where: str, params: Any) -> None:
 
 def _only_arrays(tree: Any) -> bool:
     """Whether all leaves are arrays; of those of one type one is asked."""
-    kinds = {type(x): x for x in jax.tree.leaves(tree)}
+    leaves = jax.tree.leaves(tree)
+    kinds = {x.dtype if isinstance(x, np.ndarray) else type(x): x for x in leaves}
     return all(map(is_array, kinds.values()))
 
 

@@ -2,12 +2,14 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ._codec import Codec, row_shape, top_octave
 
@@ -102,6 +104,9 @@ class Blocks(Table):
     def scale_for(self, x: Any, old: Any = None) -> Any:
         """The largest magnitude of each block."""
         del old
+        return _placed(self._largest, x, whole_rows=True)
+
+    def _largest(self, x: Any) -> Any:
         x = x if x.ndim else x[None]
         # Of the bits: a maximum of floats drops NaN on CPUs.
         size = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
@@ -118,12 +123,33 @@ class Blocks(Table):
 
     def encode(self, x: Any, scale: Any, random: Any) -> Any:
         """Places of x / scale."""
-        scale = self._spread(scale, x.shape)
-        return self._rounded(jnp.where(scale > 0, x / scale, 0.0), random).astype(self.dtype)
+
+        def places(x: Any, scale: Any, random: Any) -> Any:
+            scale = self._spread(scale, x.shape)
+            return self._rounded(jnp.where(scale > 0, x / scale, 0.0), random).astype(self.dtype)
+
+        return _placed(places, x, scale, random)
 
     def decode(self, codes: Any, scale: Any) -> Any:
         """The numbers, float32."""
-        return self._at(codes.astype(jnp.int32)) * self._spread(scale, codes.shape)
+
+        def numbers(codes: Any, scale: Any) -> Any:
+            return self._at(codes.astype(jnp.int32)) * self._spread(scale, codes.shape)
+
+        return _placed(numbers, codes, scale)
+
+
+def _placed(f: Callable[..., Any], x: Any, *others: Any, whole_rows: bool = False) -> Any:
+    """f(x, ...), placed as x is, perhaps with the last axis whole.
+
+    Where shardings are types, f may not take sharded axes apart; the compiler may.
+    """
+    sharding = jax.typeof(x).sharding
+    if all(entry is None for entry in sharding.spec):
+        return f(x, *others)
+    *front, last = sharding.spec
+    placed = NamedSharding(sharding.mesh, PartitionSpec(*front, None if whole_rows else last))
+    return jax.sharding.auto_axes(f, out_sharding=placed)(x, *others)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from .._core import (
     EmptyState,
     Leafwise,
     PositiveBound,
+    _checks,
     _manual,
     _tree,
     bounded,
@@ -24,8 +25,18 @@ def clip(max_delta: Bound) -> Leafwise:
 
     Args:
         max_delta: The largest magnitude, in [0, inf], in the unit of the updates.
+
+    Raises:
+        TreeMismatchError: At `update`, if an update is complex.
     """
-    return leafwise(lambda t, g, p: jnp.clip(g, -max_delta, max_delta), EmptyState)
+
+    def rule(t, g, p):
+        if jnp.iscomplexobj(g):
+            hint = "clip_by_block_rms and clip_by_global_norm shrink them, with their phase."
+            raise _checks.ComplexLeafError("clip", hint)
+        return jnp.clip(g, -max_delta, max_delta)
+
+    return leafwise(rule, EmptyState)
 
 
 @transformation

@@ -16,9 +16,10 @@ def flatten(inner: Transform) -> Pair:
     For transformations that treat each entry by itself, or the tree as a whole: what looks at
     shapes, names or single leaves (masks, Adafactor, Muon, LAMB) sees one vector.
 
-    The vector has the dtype that the leaves promote to (one complex leaf makes it complex);
-    updates return in their own dtypes. A tree without arrays is an empty float32 vector. None,
-    jax's float0, and integer parameters are not part of the vector.
+    The vector has the dtype that the leaves promote to (one complex leaf makes it complex, and
+    8-bit floats count as bfloat16 beside others); updates return in their own dtypes. A tree
+    without arrays is an empty float32 vector. None, jax's float0, integer parameters and PRNG keys
+    are not part of the vector.
 
     Args:
         inner: The transformation.
@@ -63,8 +64,11 @@ def _vector(tree: Any) -> Any:
     arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree) if _tree.is_inexact(x)]
     if not arrays:
         return jnp.zeros(0, jnp.float32)
+    dtypes = {x.dtype for x in arrays}
+    if len(dtypes) > 1:  # jax promotes floats of less than 16 bits to nothing
+        dtypes = {jnp.bfloat16 if jnp.finfo(d).bits < 16 else d for d in dtypes}
     with jax.numpy_dtype_promotion("standard"):  # dtypes are mixed on purpose
-        dtype = jnp.result_type(*arrays)
+        dtype = jnp.result_type(*dtypes)
     return jnp.concatenate([x.reshape(-1).astype(dtype) for x in arrays])
 
 

@@ -40,7 +40,7 @@ class LookaheadParams(NamedTuple):
     @classmethod
     def init_synced(cls, params: ArrayTree) -> "LookaheadParams":
         """Both from one set; slow is a copy, so that both can be donated."""
-        return cls(fast=params, slow=jax.tree.map(jnp.array, params))
+        return cls(params, jax.tree.map(lambda x: jnp.array(x) if _tree.is_array(x) else x, params))
 
 
 class LookaheadState(NamedTuple):
@@ -165,7 +165,7 @@ def lookahead(
         if isinstance(state, LookaheadSlowState):
             fast, slow = params, state.slow
         elif is_lookahead(params):
-            fast, slow = params
+            fast, slow = (_tree.trained(updates, tree) for tree in params)
         else:
             raise _not_lookahead(params)
         dtypes = _tree.dtypes(updates)
