@@ -123,7 +123,8 @@ def swapped(step: Path) -> Path:
     """Two files of arrays, each whole."""
     one, other = sorted((step / "default").glob("**/d/*"), key=lambda p: p.stat().st_size)[-2:]
     a, b = one.read_bytes(), other.read_bytes()
-    one.write_bytes(b), other.write_bytes(a)
+    one.write_bytes(b)
+    other.write_bytes(a)
     return one  # the shorter one is read first
 
 
