@@ -278,6 +278,18 @@ def test_damaged_steps_are_not_counted_among_those_that_are_kept(run: Path) -> N
         assert sorted(int(p.name) for p in run.iterdir()) == [15, 20]
 
 
+def test_steps_of_a_later_version_are_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can't be read, but are no damage."""
+    monkeypatch.setattr("adaptax.checkpoint._file.VERSION", 2)
+    with Checkpoints(run) as saves:
+        saves.save(15, tree_of(15))
+    monkeypatch.undo()
+    with Checkpoints(run, keep=2) as saves:
+        saves.save(20, tree_of(20))
+        saves.wait()
+        assert saves.steps == (15, 20)
+
+
 def test_damage_is_noticed_amid_a_run(run: Path) -> None:
     """By the object that has verified the step before."""
     saves = Checkpoints(run)
