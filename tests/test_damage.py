@@ -123,7 +123,8 @@ def swapped(step: Path) -> Path:
     """Two files of arrays, each whole."""
     one, other = sorted((step / "default").glob("**/d/*"), key=lambda p: p.stat().st_size)[-2:]
     a, b = one.read_bytes(), other.read_bytes()
-    one.write_bytes(b), other.write_bytes(a)
+    one.write_bytes(b)
+    other.write_bytes(a)
     return one  # the shorter one is read first
 
 
@@ -275,6 +276,18 @@ def test_damaged_steps_are_not_counted_among_those_that_are_kept(run: Path) -> N
         saves.save(20, tree_of(20))
         saves.wait()
         assert sorted(int(p.name) for p in run.iterdir()) == [15, 20]
+
+
+def test_steps_of_a_later_version_are_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can't be read, but are no damage."""
+    monkeypatch.setattr("adaptax.checkpoint._file.VERSION", 2)
+    with Checkpoints(run) as saves:
+        saves.save(15, tree_of(15))
+    monkeypatch.undo()
+    with Checkpoints(run, keep=2) as saves:
+        saves.save(20, tree_of(20))
+        saves.wait()
+        assert saves.steps == (15, 20)
 
 
 def test_damage_is_noticed_amid_a_run(run: Path) -> None:
