@@ -9,6 +9,7 @@ import resource
 import shutil
 import struct
 import threading
+import time
 from typing import Any
 
 import hypothesis
@@ -680,11 +681,12 @@ def test_a_write_that_fails_writes_nothing(room, first, cut, kind, tmp_path):
     with sink_of(kind, tmp_path) as sink:
         if not first:
             sink(0, given[0])
-        file = sink._file
+        file, size = sink._file, sink.path.stat().st_size
         sink._file = Fails(file, room, cut)
         with pytest.raises(OSError, match="No space left"):
             sink(1, given[1])
         sink._file = file
+        assert sink.path.stat().st_size == size + (0 if cut else room)
         assert_reads(sink.path, given[: 0 if first else 1])
         for i in (2, 3):
             sink(i, given[i])
@@ -745,10 +747,26 @@ def test_a_file_that_is_gone_is_made_again(move, kind, tmp_path):
     assert_reads(sink.path, given[3:])
 
 
+class Slow:
+    """A file that takes a few bytes at a time, and lets others go first."""
+
+    def __init__(self, file: Any):
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: Any) -> int:
+        time.sleep(1e-5)
+        return self.file.write(data[:40])
+
+
 @both
 @pytest.mark.parametrize("count", [1, 3])
 def test_several_threads_append_to_one_file(count, kind, tmp_path):
     sinks = [sink_of(kind, tmp_path, append=True) for _ in range(count)]  # before there is a header
+    for sink in sinks:
+        sink._file = Slow(sink._file)
 
     def work(i: int) -> None:
         for step in range(12):

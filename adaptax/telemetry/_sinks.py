@@ -53,8 +53,8 @@ class DictSink(Sink):
 class _FileSink(Sink):
     """Appends to a file, a whole sample at a time or nothing.
 
-    Each write looks anew at what is there. A file that was deleted or renamed is made again; a
-    sample that somebody did not write to its end is cut off; others that append wait meanwhile.
+    Each write first looks at the file: one that was deleted or renamed is made again, and an
+    incomplete sample at its end is cut off. Others that append wait meanwhile.
     """
 
     _end_of: Callable[[bytes], int]  # where what is whole ends
