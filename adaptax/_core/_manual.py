@@ -6,7 +6,8 @@ own counter does not. Where the counter varies too, each device trains by itself
 itself.
 
 With `check_vma=False` the types say nothing. Decisions are then combined over all axes of the
-`shard_map`, since that is right wherever devices work on one model.
+`shard_map`, since that is right wherever devices work on one model; `each_alone` is for where they
+do not.
 """
 
 import functools
@@ -43,11 +44,15 @@ def varying(x: Any) -> frozenset[Any]:
     return getattr(kind, "varying", None) or getattr(kind, "vma", None) or frozenset()
 
 
+def _manual_axes() -> tuple[Any, ...]:
+    return jax.sharding.get_abstract_mesh().manual_axes
+
+
 def _axes() -> tuple[Any, ...]:
     """The mesh axes whose devices run this code side by side."""
     if _alone.get():
         return ()
-    axes = jax.sharding.get_abstract_mesh().manual_axes
+    axes = _manual_axes()
     # A pmap without axis_name: nothing can be combined by name there, so devices are on their own.
     return tuple(axis for axis in axes if not str(axis).startswith("_internal"))
 
@@ -144,6 +149,8 @@ def scaled_norm(arrays: Sequence[Any], finite: bool = False) -> tuple[Any, Any]:
 
 def _by_axes(arrays: Sequence[Any], like: Any) -> dict[tuple[Any, ...], list[Any]]:
     """Arrays by the axes over which they are in parts."""
+    if not _axes():
+        return {(): list(arrays)}
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for x in arrays:
         groups.setdefault(parted(x, like), []).append(x)
@@ -164,7 +171,7 @@ def norm_of_parts(norm: Any, axes: tuple[Any, ...]) -> Any:
 
 def cond(proceed: Any, go: Callable[[], Any], stay: Callable[[], Any]) -> Any:
     """`jax.lax.cond`, whose results vary wherever one of the branches' or the condition does."""
-    axes = jax.sharding.get_abstract_mesh().manual_axes
+    axes = _manual_axes()
     if not axes or not _typed(axes):
         return jax.lax.cond(proceed, go, stay)
     here = varying(proceed)

@@ -23,9 +23,9 @@ def first(step: Any) -> tuple[Any, Any]:
         return step.astype(jnp.int32), 0.0
     step = step.astype(jnp.result_type(float))
     whole, beyond = jnp.ceil(step), np.asarray(2.0**31, step.dtype)
-    within = jnp.minimum(whole, np.nextafter(beyond, 0)).astype(jnp.int32)
+    within = jnp.minimum(whole, np.nextafter(beyond, np.zeros_like(beyond))).astype(jnp.int32)
     within = jnp.where(whole < beyond, within, np.int32(INT32_MAX))
-    return within, jnp.minimum(whole, beyond) - step
+    return within, jnp.where(whole < beyond, whole - step, jnp.minimum(beyond - step, -1.0))
 
 
 def since(count: Any, step: Any) -> tuple[Any, Any]:
