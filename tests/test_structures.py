@@ -441,3 +441,91 @@ def test_only_what_comes_from_elsewhere_at_the_end_keeps_its_dtype():
         adaptax.chain(adaptax.scale(2.0), wide): jnp.float32,
     }.items():
         assert tx.update(p, tx.init(p), p)[0].dtype == dtype
+
+
+# Misuse: where optax raises, ours is an instance of the same error
+
+
+def _updated(tx: Any, g: Any, state: Any = None, p: Any = None) -> Any:
+    return tx.update(g, tx.init(params()) if state is None else state, p)
+
+
+def _contrib(lib: Any) -> Any:
+    return getattr(lib, "contrib", lib) if lib is optax else lib
+
+
+def _part(*names: str) -> Any:
+    return {name: params()[name] for name in names}
+
+
+def _tall() -> Any:
+    return {"b": jnp.ones(3), "w": jnp.ones((5, 2))}
+
+
+def _no_bool(*_: Any) -> Any:
+    return jnp.zeros(2), ()
+
+
+MISUSE: dict[str, Callable[[Any], Any]] = {
+    "mask of other keys": lambda lib: lib.masked(lib.adam(0.1), {"x": True}).init(params()),
+    "mask that is a list": lambda lib: lib.masked(lib.adam(0.1), [True, True]).init(params()),
+    "mask that is deeper": lambda lib: lib.masked(
+        lib.adam(0.1), {"b": True, "w": {"x": True}}
+    ).init(params()),
+    "mask function": lambda lib: lib.adamw(0.1, mask=lambda p: {"x": True}).init(params()),
+    "labels of other keys": lambda lib: lib.partition({1: lib.sgd(0.1)}, {"x": 1}).init(params()),
+    "label unknown": lambda lib: lib.partition({1: lib.sgd(0.1)}, {"b": 1, "w": 2}).init(params()),
+    "label that is an array": lambda lib: lib.partition(
+        {1: lib.sgd(0.1)}, {"b": 1, "w": np.ones(2)}
+    ).init(params()),
+    "gradient missing": lambda lib: _updated(lib.adam(0.1), _part("w")),
+    "gradients in a list": lambda lib: _updated(lib.adam(0.1), list(params().values())),
+    "gradient of another shape": lambda lib: _updated(lib.adam(0.1), _tall()),
+    "parameters missing": lambda lib: _updated(lib.adamw(0.1), params()),
+    "one parameter missing": lambda lib: _updated(lib.adamw(0.1), params(), p=_part("w")),
+    "trust ratio without parameters": lambda lib: _updated(lib.scale_by_trust_ratio(), params()),
+    "too few states": lambda lib: _updated(
+        lib.chain(lib.clip(1.0), lib.scale(1.0)), params(), (lib.EmptyState(),)
+    ),
+    "too many states": lambda lib: _updated(
+        lib.chain(lib.clip(1.0), lib.scale(1.0)), params(), (lib.EmptyState(),) * 3
+    ),
+    "name twice": lambda lib: lib.named_chain(("a", lib.clip(1.0)), ("a", lib.clip(1.0))),
+    "update missing": lambda lib: lib.apply_updates(params(), _part("w")),
+    "update of another shape": lambda lib: lib.apply_updates(params(), _tall()),
+    "skip that is no bool": lambda lib: _updated(
+        lib.MultiSteps(lib.sgd(0.1), 2, should_skip_update_fn=_no_bool), params()
+    ),
+    "period of zero": lambda lib: lib.lookahead(lib.sgd(0.1), 0, 0.5),
+    "average of other trees": lambda lib: lib.incremental_update(params(), _part("w"), 0.1),
+    "complex clip": lambda lib: _updated(lib.clip(1.0), jnp.ones(2, jnp.complex64)),
+    "dimension numbers of other keys": lambda lib: (
+        _contrib(lib)
+        .muon(0.1, muon_weight_dimension_numbers={"x": _contrib(lib).MuonDimensionNumbers()})
+        .init(params())
+    ),
+    "matrix of one axis": lambda lib: _updated(
+        _contrib(lib).muon(
+            0.1,
+            muon_weight_dimension_numbers=over(lambda x: _contrib(lib).MuonDimensionNumbers()),
+        ),
+        params(),
+    ),
+    "coefficients": lambda lib: _contrib(lib).muon(0.1, ns_coeffs=(1.0, 2.0)).init(params()),
+    "set of coefficients": lambda lib: _contrib(lib).muon(0.1, ns_coeffs="x").init(params()),
+    "prodigy without parameters": lambda lib: _updated(_contrib(lib).prodigy(), params()),
+    "schedule-free without parameters": lambda lib: _updated(
+        _contrib(lib).schedule_free(lib.sgd(0.1), 0.1), params()
+    ),
+    "unknown argument": lambda lib: lib.adam(0.1, b3=0.9),
+    "parameter of text": lambda lib: lib.adam(0.1).init({"w": "text"}),
+}
+
+
+@pytest.mark.parametrize("call", MISUSE.values(), ids=MISUSE.keys())
+def test_an_error_is_one_of_those_of_optax(call):
+    with optax_rules(), pytest.raises((ValueError, TypeError)) as theirs:
+        call(optax)
+    kind = ValueError if isinstance(theirs.value, ValueError) else TypeError
+    with pytest.raises(kind):
+        call(adaptax)
