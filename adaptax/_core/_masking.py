@@ -14,7 +14,7 @@ from . import _checks, _paths, _tree
 from ._chain import Transform, set_to_zero
 from ._leafwise import SKIP, Leafwise
 from ._node import Node, Pair
-from ._tree import Laid, MaskedNode, is_function, is_hole, is_none
+from ._tree import Laid, MaskedNode, is_hole, is_none
 from ._types import ArrayTree, MaskLike
 from ._value import (
     GradientTransformation,
@@ -46,7 +46,7 @@ def _bare(tree: Any, values: Sequence[Any]) -> Laid:
 
 def _given(where: str, what: str, given: Any, tree: Any) -> Laid:
     """A tree of values, or what a function makes of the tree, laid over it."""
-    return _tree.lay(where, what, given(tree) if is_function(given) else given, tree)
+    return _tree.lay(where, what, _tree.resolved(given, tree), tree)
 
 
 def _mask(where: str, mask: MaskLike, tree: Any) -> Laid:

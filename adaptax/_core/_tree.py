@@ -49,6 +49,11 @@ def is_function(x: Any) -> TypeGuard[Callable[[Any], Any]]:
     return callable(x) and all(map(callable, jax.tree.leaves(x)))
 
 
+def resolved(given: Any, tree: Any) -> Any:
+    """What a function makes of the tree; or, where a tree is given, that."""
+    return given(tree) if is_function(given) else given
+
+
 def is_array(x: Any) -> bool:
     """Whether x is an array, a number, or stands for one; numpy's of text or objects are not."""
     dtype = getattr(x, "dtype", None)

@@ -128,7 +128,7 @@ def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[Any]]:
     """For the engine: the axes of each leaf of a tree."""
 
     def per_leaf(tree: Any) -> list[Any]:
-        given = dimensions(tree) if _tree.is_function(dimensions) else dimensions
+        given = _tree.resolved(dimensions, tree)
         given = MuonDimensionNumbers() if given is None else given
         listed = _tree.broadcast("scale_by_muon", _WHAT, given, tree, is_leaf=_is_dimension_numbers)
         leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
@@ -140,7 +140,9 @@ def _axes_of(dimensions: DimensionNumbers | None) -> Callable[[Any], list[Any]]:
     return per_leaf
 
 
-def _normalized(path: str, numbers: MuonDimensionNumbers, ndim: int) -> _Axes:
+def _normalized(path: str, numbers: Any, ndim: int) -> _Axes:
+    if not _tree.is_marker(numbers, MuonDimensionNumbers):
+        raise _checks.not_a_matrix("scale_by_muon", path, ndim, numbers)
     both = [(a,) if isinstance(a, int) else tuple(a) for a in numbers]
     flat = [a for axes in both for a in axes]
     fits = ndim >= 2 and all(-ndim <= a < ndim for a in flat)
@@ -328,7 +330,7 @@ def muon(
             return jax.tree.map(
                 lambda x: MuonDimensionNumbers() if jnp.ndim(x) == 2 else None, params
             )
-        return dimensions(params) if _tree.is_function(dimensions) else dimensions
+        return _tree.resolved(dimensions, params)
 
     def labels(params: Any) -> Any:
         return jax.tree.map(

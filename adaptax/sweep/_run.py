@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .._core import _checks, set_numbers
+from .._core import _checks, _tree, set_numbers
 from .._core._value import TransformationKind
 from . import _errors, _program, _progress
 from ._halving import NONE, Halving
@@ -137,7 +137,7 @@ def run(
 
 def _function_or_tree(name: str, value: Any) -> tuple[Any, Any]:
     """A function and None, or None and a tree of arrays; a callable module is a tree."""
-    if callable(value) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value)):
+    if _tree.is_function(value):
         return value, None
     leaves, structure = [], None
     if not isinstance(value, Iterator):
