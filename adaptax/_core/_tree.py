@@ -134,7 +134,7 @@ def check_arrays(where: str, params: Any) -> None:
     """Refuse parameters that are not arrays (or numbers)."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not _is_array(leaf):
-            raise _checks.bad_leaf(where, path, leaf)
+            raise _checks.bad_leaf(where, path, leaf, params)
 
 
 def check_state(where: str, link: Any, state: Any) -> Any:
