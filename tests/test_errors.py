@@ -131,6 +131,8 @@ FACTORY = [
         r"^scale_by_rms: decay is a schedule, but this transformation keeps no step count; give"),
     row("function without count", lambda: adaptax.clip(lambda count: 1.0), TypeError,
         r"^clip: max_delta is a schedule, but this transformation keeps no step count"),
+    row("schedule beside no state", lambda: adaptax.learning_rate(adaptax.adam(LINEAR), ()),
+        TypeError, r"^adam: learning_rate is a schedule, .* no step count: \(\) \(tuple\)\.$"),
     row("too few arguments", lambda: adaptax.adam(), TypeError,
         r"^adam: missing a required argument: 'learning_rate'\.$"),
     row("too many arguments", lambda: adaptax.sgd(1, 0, True, None, 5), TypeError,

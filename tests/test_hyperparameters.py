@@ -435,7 +435,7 @@ ERRORS: list[tuple[str, Any, Any, str]] = [
     ("no rate", lambda: learning_rate(adaptax.clip(1.0), None), ValueError,
      r"^learning_rate: there is no 'learning_rate'; the numbers are max_delta"),
     ("no count", lambda: learning_rate(adaptax.adam(LINEAR), ()), TypeError,
-     r"^adam: the second argument of update must be its state, one with a step count"),
+     r"^adam: learning_rate is a schedule, and what is given as the state of adam keeps no step "),
     ("optax's", lambda: adjustable(optax.adam(0.1)), TypeError,
      r"^adjustable: inner must be a transformation of adaptax; inject_hyperparams\(factory\)"),
     ("static name", lambda: inject_hyperparams(adaptax.adam, "b3"), ValueError,

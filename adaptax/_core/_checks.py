@@ -81,6 +81,14 @@ def schedule_without_count(function: str, name: str) -> TypeError:
     )
 
 
+def no_count(function: str, name: str, state: Any) -> TypeError:
+    """A schedule is to be read beside a state that does not say at which step it is."""
+    return TypeError(
+        f"{function}: {name} is a schedule, and what is given as the state of {function} keeps no "
+        f"step count: {_show_state(state)}."
+    )
+
+
 def not_scalar(function: str, name: str, value: Any) -> ValueError:
     """A stacked hyperparameter used outside vmap, or a schedule that returned an array."""
     return ValueError(

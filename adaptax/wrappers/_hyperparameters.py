@@ -70,7 +70,7 @@ def _clock(one: _hyper.Numeric, state: Any) -> Any:
         if path and getattr(path[-1], "name", None) in ("count", "gradient_step", "step"):
             counts.setdefault(len(path), leaf)
     if not counts:
-        raise _checks.wrong_state(one.function, "one with a step count", state)
+        raise _checks.no_count(one.function, one.argument, state)
     return counts[min(counts)]
 
 
