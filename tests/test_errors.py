@@ -9,11 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from support import assert_same_bits, grads, params
 
 import adaptax
@@ -127,12 +129,50 @@ FACTORY = [
         r"^scale_by_rms: decay is a schedule, but this transformation keeps no step count; give"),
     row("function without count", lambda: adaptax.clip(lambda count: 1.0), TypeError,
         r"^clip: max_delta is a schedule, but this transformation keeps no step count"),
+    row("schedule beside no state", lambda: adaptax.learning_rate(adaptax.adam(LINEAR), ()),
+        TypeError, r"^adam: learning_rate is a schedule, .* no step count: \(\) \(tuple\)\.$"),
     row("too few arguments", lambda: adaptax.adam(), TypeError,
         r"^adam: missing a required argument: 'learning_rate'\.$"),
     row("too many arguments", lambda: adaptax.sgd(1, 0, True, None, 5), TypeError,
         r"^sgd: too many positional arguments\.$"),
     row("unknown argument", lambda: adaptax.adam(0.1, beta1=0.9), TypeError,
-        r"^adam: got an unexpected keyword argument 'beta1'\.$"),
+        r"^adam: got an unexpected keyword argument 'beta1'; here it is b1\. The arguments are "
+        r"learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov\.$"),
+    row("torch's rate", lambda: adaptax.adam(lr=0.1), TypeError,
+        r"^adam: got an unexpected keyword argument 'lr'; here it is learning_rate\."),
+    row("torch's betas", lambda: adaptax.adam(0.1, betas=(0.9, 0.99)), TypeError,
+        r"keyword argument 'betas'; here it is b1 and b2\."),
+    row("Keras's beta_2", lambda: adaptax.lamb(learning_rate=0.1, beta_2=0.9), TypeError,
+        r"^lamb: got an unexpected keyword argument 'beta_2'; here it is b2\."),
+    row("beta2 of a pair", lambda: adaptax.prodigy(beta2=0.9), TypeError,
+        r"^prodigy: .* 'beta2'; here it is betas\."),
+    row("Keras's epsilon", lambda: adaptax.adagrad(0.1, epsilon=1e-7), TypeError,
+        r"^adagrad: .* 'epsilon'; here it is eps\."),
+    row("torch's alpha", lambda: adaptax.rmsprop(0.1, alpha=0.9), TypeError,
+        r"^rmsprop: .* 'alpha'; here it is decay\."),
+    row("a momentum by another name", lambda: adaptax.muon(0.1, momentum=0.9), TypeError,
+        r"^muon: .* 'momentum'; here it is beta\."),
+    row("a momentum where there is none", lambda: adaptax.adagrad(0.1, momentum=0.9), TypeError,
+        r"^adagrad: .* 'momentum'; put trace before it in a chain\."),
+    row("torch's weight decay", lambda: adaptax.adam(0.1, weight_decay=0.1), TypeError,
+        r"^adam: .* 'weight_decay'; adamw has it, and add_decayed_weights is for any chain\."),
+    row("torch's amsgrad", lambda: adaptax.adam(0.1, amsgrad=True), TypeError,
+        r"^adam: .* 'amsgrad'; amsgrad is an optimizer of its own\."),
+    row("torch's fused", lambda: adaptax.adamw(0.1, fused=True), TypeError,
+        r"^adamw: .* 'fused'; leave it out; it is about how torch and Keras compute\."),
+    row("misspelled argument", lambda: adaptax.adamw(0.1, weight_deacy=0.1), TypeError,
+        r"^adamw: .* 'weight_deacy'; did you mean weight_decay\."),
+    row("torch's rate, injected", lambda: adaptax.inject_hyperparams(adaptax.sgd)(lr=0.1),
+        TypeError, r"^sgd: .* 'lr'; here it is learning_rate\."),
+    row("schedule without an argument", lambda: adaptax.adam(lambda: 0.1), TypeError,
+        r"^adam: learning_rate must be a number or a schedule, a function of the step count; .*"
+        r"<lambda>\(count\) fails: too many positional arguments\.$"),
+    row("schedule with two arguments", lambda: adaptax.scale_by_schedule(lambda t, x: t), TypeError,
+        r"^scale_by_schedule: step_size_fn must .* missing a required argument: 'x'\.$"),
+    row("schedule in a schedule", lambda: adaptax.join_schedules([lambda: 0.1, 0.2], [3]),
+        TypeError, r"^join_schedules: schedules\[0\] must be a number or a schedule"),
+    row("window without an argument", lambda: adaptax.MultiSteps(adaptax.sgd(0.1), lambda: 2),
+        TypeError, r"^MultiSteps: every_k_schedule must be a number or a schedule"),
     row("argument given twice", lambda: adaptax.adam(0.1, learning_rate=0.1), TypeError,
         r"^adam: multiple values for argument 'learning_rate'\.$"),
     row("uncalled factory in a chain", lambda: adaptax.chain(adaptax.clip(1.0), adaptax.adam),
@@ -232,7 +272,8 @@ UPDATE = [
         r"needs params"),
     bad("state and gradients swapped", ADAMW, lambda g, s, p: (s, g, p), TypeError,
         r"^adamw: its state holds one state for each of its 3 links \(scale_by_adam, "
-        r"add_decayed_weights, scale_by_learning_rate\), got 2 states\. The call is update\(grads"),
+        r"add_decayed_weights, scale_by_learning_rate\), got a dict with the keys 'b'; 'w'\. "
+        r"The call is update\(grads, state, params\)\.$"),
     bad("state and gradients swapped, no chain", SCALE, lambda g, s, p: (s, g, p), TypeError,
         r"^scale_by_adam: the second argument of update must be its state, ScaleByAdamState, got "),
     bad("state and gradients swapped, masked", adaptax.masked(SCALE, True),
@@ -242,16 +283,22 @@ UPDATE = [
     bad("state missing", ADAM, lambda g, s, p: (g, None), TypeError,
         r"^adam: its state holds one state for each of its 2 links .*, got None"),
     bad("too few states", ADAMW, lambda g, s, p: (g, s[:2], p), TypeError,
-        r"^adamw: its state holds one state for each of its 3 links .*, got 2 states"),
+        r"^adamw: its state .* 3 links .*, got 2 states, \(ScaleByAdamState, EmptyState\)\. .* "
+        r'adaptax\.checkpoint\.restore\(path, tx\.init\(params\), missing="keep", unused="drop"\)'),
     bad("too many states", ADAM, lambda g, s, p: (g, (*s, s[1])), TypeError,
         r"^adam: its state holds one state for each of its 2 links .*, got 3 states"),
     bad("states in another order", ADAM, lambda g, s, p: (g, s[::-1]), TypeError,
         r"^scale_by_adam \(link 1 of adam\): the second argument of update must be its state, "
-        r"ScaleByAdamState, got EmptyState\(\)"),
+        r"ScaleByAdamState, got EmptyState\. .* from init or the last update\.$"),
     bad("state of another optimizer", ADAM, lambda g, s, p: (g, adaptax.lion(0.1).init(p)),
-        TypeError, r"^adam: its state holds one state for each of its 2 links .*, got 3 states"),
+        TypeError, r"^adam: .*, got 3 states, .*ScaleByLionState.* adaptax\.checkpoint\.restore\("),
+    bad("state of the wrapper", ADAM, lambda g, s, p: (g, adaptax.guard(ADAM).init(p)),
+        TypeError, r"^adam: its state holds .* 2 links .*, got GuardState\. The call is"),
+    bad("state of the inside", adaptax.guard(ADAM), lambda g, s, p: (g, s.inner_state),
+        TypeError, r"^guard: .* its state, GuardState, got \(ScaleByAdamState, EmptyState\)\."),
     bad("state of optax", ADAM, lambda g, s, p: (g, optax.adam(0.1).init(p)), TypeError,
-        r"^scale_by_adam \(link 1 of adam\): the second .* its state, ScaleByAdamState, got"),
+        r"^scale_by_adam \(link 1 of adam\): the second .* its state, ScaleByAdamState, got "
+        r"optax's ScaleByAdamState\. .* adaptax\.interop\.convert_state\(state, tx\.init\(params"),
     bad("list of states", ADAM, lambda g, s, p: (g, list(s)), TypeError,
         r"^adam: its state holds one state for each of its 2 links"),
     bad("tuple where names are", NAMED, lambda g, s, p: (g, tuple(s.values())), TypeError,
@@ -317,10 +364,15 @@ UPDATE = [
     bad("rule that changes a shape", misshapen(), lambda g, s, p: (g, s), ValueError,
         r"misshapen: a rule must return an update of the gradient's shape"),
     bad("stacked rate outside vmap", adaptax.adam(jnp.array([0.1, 0.2])), lambda g, s, p: (g, s),
-        ValueError, r"^scale_by_learning_rate: learning_rate has shape \(2,\) where one number is "
-        r"wanted\. A transformation with stacked hyperparameters is for jax\.vmap"),
+        ValueError, r"^scale_by_learning_rate \(link 2 of adam\): learning_rate has shape \(2,\) "
+        r"where one number is wanted\. A transformation with stacked hyperparameters is for "
+        r"jax\.vmap"),
+    bad("schedule that returns None", adaptax.sgd(lambda count: None), lambda g, s, p: (g, s),
+        TypeError, r"^scale_by_learning_rate \(link 2 of sgd\): learning_rate must be a number at "
+        r"each step, got None \(NoneType\) from <lambda>"),
     bad("schedule that returns an array", adaptax.sgd(lambda count: jnp.ones(2)),
-        lambda g, s, p: (g, s), ValueError, r"^scale_by_learning_rate: learning_rate has shape"),
+        lambda g, s, p: (g, s), ValueError,
+        r"^scale_by_learning_rate \(link 2 of sgd\): learning_rate has shape"),
 ]  # fmt: skip
 
 
@@ -383,8 +435,65 @@ def test_at_most_five_paths_are_shown_and_all_are_kept():
 def test_containers_that_differ_are_named():
     listed = [*params().values()]
     state = ADAMW.init(tuple(listed))
-    with pytest.raises(TreeMismatchError, match=r"same paths in different containers: PyTreeDef"):
+    with pytest.raises(
+        TreeMismatchError,
+        match=r"same paths in different containers: "
+        r"the root is builtins.list against builtins.tuple\.$",
+    ):
         ADAMW.update(listed, state, tuple(listed))
+    names = [f"a_layer_with_a_long_name_{i}" for i in range(50)]
+    state = ADAMW.init({name: (x,) for name, x in zip(names, [jnp.ones(1)] * 50, strict=True)})
+    many = {name: [jnp.ones(1)] for name in names}
+    with pytest.raises(TreeMismatchError, match=r": \['a_layer_with_a_long_name_0'\] is builtins"):
+        ADAM.update(many, state[:2])
+
+
+class NnxModel(nnx.Module):
+    def __init__(self) -> None:
+        self.w = nnx.Param(jnp.ones(2))
+
+
+def test_a_model_where_its_parameters_belong():
+    model = NnxModel()
+    state = nnx.state(model, nnx.Param)
+    for tree, other in ((model, state), (state, model)):
+        with pytest.raises(
+            TreeMismatchError, match=r"give init and update nnx\.state\(model, nnx\."
+        ):
+            ADAM.update(tree, ADAM.init(other))
+    model = eqx.nn.MLP(1, 1, 1, 1, key=jax.random.key(0))
+    with pytest.raises(
+        TypeError, match=r"at \['it'\]\.activation\..* eqx\.filter\(model, eqx\.is_arr"
+    ):
+        ADAM.init({"it": model})
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, adaptax.adjustable, adaptax.guard])
+def test_what_a_schedule_raises_or_returns_is_said_with_its_name(wrap):
+    tx, p = wrap(adaptax.adam(lambda count: count.wrong)), params()
+    with pytest.raises(
+        AttributeError, match=r"raised by the function given to .* as learning_rate"
+    ):
+        tx.update(p, tx.init(p), p)
+    for wrong in (None, "0.1", [0.1]):
+        tx = wrap(adaptax.adam(lambda count, wrong=wrong: wrong))
+        with pytest.raises(TypeError, match=r"learning_rate must be a number at each step, got"):
+            tx.update(p, tx.init(p), p)
+
+
+@pytest.mark.parametrize(
+    "tx, name",
+    [
+        (adaptax.conditionally_mask(adaptax.sgd(0.1), lambda: True), "should_transform_fn"),
+        (adaptax.MultiSteps(adaptax.sgd(0.1), 2, True, lambda: True), "should_skip_update_fn"),
+        (adaptax.snapshot("norm", lambda: 0.0), "measure"),
+        (adaptax.measure_with_ema(lambda: 0.0, 0.9), "measure"),
+    ],
+    ids=["condition", "skip", "snapshot", "measure_with_ema"],
+)
+def test_what_other_functions_raise_is_said_with_their_names(tx, name):
+    with pytest.raises(TypeError, match=rf"(?m)raised by the function given to \w+ as {name}$"):
+        tx.update(params(), tx.init(params()), params())
 
 
 def test_an_integer_parameter_takes_none_or_float0():

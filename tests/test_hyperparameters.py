@@ -5,6 +5,7 @@
 import pickle
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +151,132 @@ def test_a_schedule_may_have_a_state_and_see_extra_arguments(factory):
         updates, state = tx.update(grads(), state, params(), loss=loss)
         rates.append(float(-updates["b"][0] / grads()["b"][0]))
     assert rates == [1.0, 1.0, 0.5, 0.25]
+
+
+# A user's function
+
+
+def own(learning_rate: Any) -> Any:
+    return adaptax.chain(adaptax.scale_by_adam(), adaptax.scale(-learning_rate))
+
+
+@pytest.mark.parametrize("function", [own, lambda learning_rate: optax.sgd(2 * learning_rate)])
+def test_a_users_function_sees_numbers_never_schedules(function):
+    tx = inject_hyperparams(function)(learning_rate=LINEAR)
+    with optax_rules():
+        got, state = trajectory(tx, params(), STEPS)
+        wanted, other = trajectory(
+            optax.inject_hyperparams(function)(learning_rate=LINEAR), params(), STEPS
+        )
+    assert_close(got, wanted, 1e-4, 1e-6)
+    assert skeleton(state) == skeleton(other)
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(0.7)  # in the last one
+    assert float(learning_rate(tx, state)) == pytest.approx(0.6)
+    assert adaptax.describe(tx, params()).leaves[0].gets
+
+
+def test_a_stateful_schedule_of_a_users_function():
+    tx = inject_hyperparams(own)(Plateau())
+    state = tx.init(params())
+    for loss in (2.0, 0.5):
+        _, state = tx.update(grads(), state, params(), loss=loss)
+    assert float(state.hyperparams["learning_rate"]) == 0.5
+
+
+def scales(first: Any, /, *factors: Any, last: Any = 1.0, **more: Any) -> Any:
+    return optax.chain(*(optax.scale(f) for f in (first, *factors, last, *more.values())))
+
+
+def test_any_signature():
+    tx = inject_hyperparams(scales)(2.0, 3.0, LINEAR, last=0.5, other=7.0)
+    state = tx.init(params())
+    assert list(state.hyperparams) == ["first", "factors/0", "factors/1", "last", "other"]
+    for factor in (1.0, 0.9):
+        updates, state = tx.update(grads(), state, params())
+        assert_close(updates, jax.tree.map(lambda g, f=factor: 21 * f * g, grads()), 1e-6)
+    state = set_hyperparams(tx, state, {"factors/0": 1.0}, other=1.0)
+    updates, _ = tx.update(grads(), state, params())
+    assert_close(updates, jax.tree.map(lambda g: 0.8 * g, grads()), 1e-6)
+    assert tx == inject_hyperparams(scales)(2.0, 3.0, LINEAR, last=0.5, other=7.0)
+    assert pickle.loads(pickle.dumps(tx)) == tx
+
+
+def test_what_is_static_of_any_signature():
+    tx = inject_hyperparams(scales, static_args=("factors", "other"))(2.0, 3.0, other=7.0)
+    assert list(tx.init(params()).hyperparams) == ["first", "last"]
+
+    def of_optax(rate: Any, **more: Any) -> Any:
+        return optax.sgd(rate, **more)
+
+    tx = inject_hyperparams(of_optax, static_args="nesterov")(2.0, momentum=0.9, nesterov=True)
+    with optax_rules():
+        got, state = trajectory(tx, params(), STEPS)
+        wanted, _ = trajectory(optax.sgd(2.0, momentum=0.9, nesterov=True), params(), STEPS)
+    assert_close(got, wanted, 1e-5)
+    assert list(state.hyperparams) == ["rate", "momentum"]
+
+
+class Mask(eqx.Module):
+    """A tree that can be called, as Equinox's layers can."""
+
+    b: Any
+    w: Any
+
+    def __call__(self, x: Any) -> Any:
+        raise AssertionError("it is a tree")
+
+
+def test_a_tree_that_can_be_called_is_no_schedule():
+    def masked(rate: Any, mask: Any, dtype: Any) -> Any:
+        assert isinstance(mask, Mask) and dtype is jnp.float32
+        return optax.masked(optax.sgd(rate), {"b": mask.b, "w": mask.w})
+
+    tx = inject_hyperparams(masked)(0.5, Mask(True, False), jnp.float32)
+    state = tx.init(params())
+    assert list(state.hyperparams) == ["rate"]
+    updates, _ = tx.update(grads(), state, params())
+    assert_close(updates, {"b": -0.5 * grads()["b"], "w": grads()["w"]})
+
+
+def jitter(key: Any, scale: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        now, after = jax.random.split(state)
+        return jax.tree.map(lambda g: g + scale * jax.random.normal(now, g.shape), updates), after
+
+    return adaptax.GradientTransformation(lambda params: key, update)
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_a_key_is_passed_on(make_key):
+    tx = inject_hyperparams(jitter)(key=make_key(0), scale=0.5)
+    state = tx.init(params())
+    got, _ = jax.jit(tx.update)(grads(), state, params())
+    wanted, _ = jitter(make_key(0), 0.5).update(grads(), make_key(0))
+    assert_close(got, wanted, 1e-6)
+    assert skeleton(state) == skeleton(
+        optax.inject_hyperparams(jitter)(key=make_key(0), scale=0.5).init(params())
+    )
+    assert tx == inject_hyperparams(jitter)(key=make_key(0), scale=0.5)
+    assert tx != inject_hyperparams(jitter)(key=make_key(1), scale=0.5)
+    assert hash(tx) == hash(inject_hyperparams(jitter)(key=make_key(0), scale=0.5))
+    assert "jitter" in repr(tx)
+    changed = set_hyperparams(tx, state, key=make_key(1))
+    assert (changed.hyperparams["key"] == make_key(1)).all()
+    assert float(hyperparams(tx, changed)["scale"]) == 0.5
+
+
+def test_what_is_injected_can_be_donated():
+    for array in (jnp.array([0.5, 0.25]), jax.random.key(0)):
+        tx = inject_hyperparams(lambda array: adaptax.identity())(array)
+        kept = tx.init(params()).hyperparams["array"]
+        assert kept is not array
+        pointers = [x.unsafe_buffer_pointer() for x in map(np_free, (kept, array))]
+        assert len(set(pointers)) == 2
+
+
+def np_free(x: Any) -> Any:
+    """The array, of a key its data."""
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 # Read and set
@@ -308,11 +435,19 @@ ERRORS: list[tuple[str, Any, Any, str]] = [
     ("no rate", lambda: learning_rate(adaptax.clip(1.0), None), ValueError,
      r"^learning_rate: there is no 'learning_rate'; the numbers are max_delta"),
     ("no count", lambda: learning_rate(adaptax.adam(LINEAR), ()), TypeError,
-     r"^adam: the second argument of update must be its state, one with a step count"),
+     r"^adam: learning_rate is a schedule, and what is given as the state of adam keeps no step "),
     ("optax's", lambda: adjustable(optax.adam(0.1)), TypeError,
      r"^adjustable: inner must be a transformation of adaptax; inject_hyperparams\(factory\)"),
     ("static name", lambda: inject_hyperparams(adaptax.adam, "b3"), ValueError,
      r"^inject_hyperparams: there is no 'b3'"),
+    ("number for a key", setting(inject_hyperparams(jitter)(jax.random.key(0), 0.5), key=1.0),
+     TypeError, r"^set_hyperparams: key must be a PRNG key, got 1\.0"),
+    ("torch's name", setting(ADAM, lr=0.5), ValueError,
+     r"^set_hyperparams: there is no 'lr'; here it is learning_rate; the numbers are"),
+    ("no transformation", lambda: inject_hyperparams(lambda rate: rate)(0.1), TypeError,
+     r"^inject_hyperparams: what <lambda> returns must be a transformation .*, got 0\.1"),
+    ("static name of no argument", lambda: inject_hyperparams(own, "rate"), ValueError,
+     r"^inject_hyperparams: there is no 'rate'"),
     ("not a transformation", lambda: learning_rate(adaptax.adam, ()), TypeError,
      r"^learning_rate: tx is the function adam itself; call it"),
     ("another state", lambda: ADAM.update(grads(), adaptax.adam(0.1).init(params())), TypeError,

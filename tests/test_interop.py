@@ -1,7 +1,13 @@
-"""Optax: states both ways, and extra arguments through its chains."""
+"""Optax: states both ways, its class for ours and ours for its, extra arguments through chains."""
 
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,3 +217,99 @@ def test_optax_multi_steps_accumulates_for_our_transformations():
         u, _ = trajectory(tx, params(), [grads(), grads()])
     np.testing.assert_array_equal(u[0]["b"], np.zeros(3))
     assert_close(u[1], jax.tree.map(jnp.negative, grads()), 1e-6)
+
+
+# Of one class
+
+OURS: dict[str, Any] = {
+    "adam": adaptax.adam(0.1),
+    "chain": adaptax.chain(adaptax.clip(1.0), adaptax.adam(adaptax.linear_schedule(0.1, 0.0, 9))),
+    "MultiSteps": adaptax.MultiSteps(adaptax.sgd(0.1), 2),
+    "of optax inside": adaptax.chain(optax.scale(2.0), adaptax.sgd(0.1)),
+    "own functions": adaptax.GradientTransformation(len, divmod),
+}
+ours = pytest.mark.parametrize("tx", OURS.values(), ids=OURS.keys())
+
+
+@ours
+def test_ours_are_of_the_classes_of_optax(tx):
+    assert isinstance(tx, optax.GradientTransformation)
+    assert isinstance(tx, optax.GradientTransformationExtraArgs)
+    assert isinstance(tx, adaptax.GradientTransformation)
+    assert type(jax.tree.map(lambda x: x, tx)) is type(tx)
+
+
+def test_those_of_optax_are_of_ours():
+    for tx in (optax.adam(0.1), optax.scale(1.0), optax.lbfgs()):
+        assert isinstance(tx, adaptax.GradientTransformation)
+        assert not isinstance(tx, adaptax.MultiStepsTransformation)
+    for other in ((len, abs), None, optax.adam, optax.EmptyState()):
+        assert not isinstance(other, adaptax.GradientTransformation)
+    assert not isinstance(adaptax.adam(0.1), adaptax.MultiStepsTransformation)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if "optax" not in name])
+@pytest.mark.parametrize(
+    "way",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda tx: pickle.loads(pickle.dumps(tx)),
+        lambda tx: pickle.loads(pickle.dumps(tx, protocol=0)),
+        lambda tx: pickle._loads(pickle._dumps(tx)),  # type: ignore[attr-defined]  Python's own
+        lambda tx: cloudpickle.loads(cloudpickle.dumps(tx)),
+        lambda tx: tx._replace(init=tx.init),
+    ],
+    ids=["copy", "deepcopy", "pickle", "protocol 0", "in Python", "cloudpickle", "replace"],
+)
+def test_the_class_does_not_confuse_what_copies(name, way):
+    tx = OURS[name]
+    assert way(tx) == tx and type(way(tx)) is type(tx)
+
+
+def test_optax_may_be_imported_later_and_is_not_by_adaptax():
+    code = """
+import sys
+import adaptax
+early = adaptax.adam(0.1)
+assert isinstance(early, adaptax.GradientTransformation)
+assert early.__class__ is adaptax.GradientTransformation
+assert "optax" not in sys.modules
+import optax
+assert isinstance(early, optax.GradientTransformationExtraArgs)
+assert isinstance(optax.adam(0.1), adaptax.GradientTransformation)
+"""
+    root = Path(adaptax.__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def scaled_by_value() -> Any:
+    """A transformation that multiplies by an extra argument."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any, **_: Any) -> Any:
+        return jax.tree.map(lambda g: g * value, updates), state
+
+    return adaptax.GradientTransformation(lambda params: adaptax.EmptyState(), update)
+
+
+def composed_with(tx: Any) -> Any:
+    return adaptax.chain(adaptax.identity(), tx)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(optax.identity(), tx),
+        lambda tx: optax.named_chain(("it", tx)),
+        lambda tx: optax.masked(tx, True),
+        lambda tx: optax.partition({"all": tx}, {"b": "all", "w": "all"}),
+        lambda tx: optax.apply_if_finite(tx, 3),
+        lambda tx: optax.chain(composed_with(tx)),
+        lambda tx: optax.with_extra_args_support(tx),
+    ],
+    ids=["chain", "named_chain", "masked", "partition", "apply_if_finite", "nested", "support"],
+)
+def test_extra_arguments_reach_ours_in_chains_of_optax(wrap):
+    with optax_rules():
+        got, _ = trajectory(wrap(scaled_by_value()), params(), [grads()], value=3.0)
+    assert_close(got[0], jax.tree.map(lambda g: 3 * g, grads()))

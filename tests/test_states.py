@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 from cases import CASES
 from flax import nnx
+from flax.training.train_state import TrainState
 from support import assert_close, assert_same_bits, grads, params, trajectory
 from test_formats import FORMATS
 from test_wrappers import WRAPPERS
@@ -324,6 +325,21 @@ def test_a_transformation_of_arrays_goes_into_flax(number):
         optimizer = nnx.Optimizer(Model(), tx, wrt=nnx.Param)
         assert optimizer.tx == tx
         hash(tx)  # Flax's TrainState holds it as a static field
+
+
+def test_a_train_state_with_an_equal_transformation_is_not_traced_again():
+    traced = []
+
+    @jax.jit
+    def step(state: Any, g: Any) -> Any:
+        traced.append(0)
+        return state.apply_gradients(grads=g)
+
+    for _ in range(2):
+        tx = adaptax.adamw(jnp.array(0.1), weight_decay=np.float32(0.5))
+        state = TrainState.create(apply_fn=loss, params=params(), tx=tx)
+        state = step(state, grads())
+    assert len(traced) == 1 and int(state.step) == 1
 
 
 def test_stacked_and_learned_numbers_go_into_flax_as_a_pair_of_optax():

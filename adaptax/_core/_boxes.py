@@ -18,6 +18,9 @@ def unboxed(tree: T) -> T:
     """The tree with their values in the place of boxes; any other tree as it is."""
     if "flax.nnx" not in sys.modules:
         return tree
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_box)
+    if not any(map(is_box, leaves)):
+        return tree
 
     def value(x: Any) -> Any:
         if not is_box(x):
@@ -26,7 +29,7 @@ def unboxed(tree: T) -> T:
         (inside,) = jax.tree.leaves(x, is_leaf=lambda y: y is not x)
         return unboxed(inside)
 
-    return jax.tree.map(value, tree, is_leaf=is_box)
+    return structure.unflatten(map(value, leaves))
 
 
 def boxed_like(boxed: Any, tree: T) -> T:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from . import _hints
+
 SHOWN = 5  # paths listed before "and N more"
 
 
@@ -27,9 +29,18 @@ def out_of_range(function: str, name: str, interval: str, value: Any, hint: str 
     return ValueError(f"{function}: {name} must {verb} {interval}, got {_show(value)}.{hint}")
 
 
-def bad_call(function: str, problem: str) -> TypeError:
-    """A call whose arguments don't fit the signature."""
-    return TypeError(f"{function}: {problem}.")
+def bad_call(
+    function: str, problem: str, given: Iterable[str] = (), known: Sequence[str] = ()
+) -> TypeError:
+    """A call whose arguments don't fit the signature: keywords `given`, of `known` arguments."""
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is None:
+        return TypeError(f"{function}: {problem}.")
+    hint = _hints.called_here(unknown, known)
+    return TypeError(
+        f"{function}: got an unexpected keyword argument {unknown!r}{hint}. "
+        f"The arguments are {', '.join(known)}."
+    )
 
 
 def not_a_transformation(function: str, name: str, value: Any) -> TypeError:
@@ -45,11 +56,40 @@ def not_a_transformation(function: str, name: str, value: Any) -> TypeError:
     )
 
 
+def not_a_schedule(function: str, name: str, schedule: Any, problem: str) -> TypeError:
+    """A function that can't be called with the step count alone."""
+    return TypeError(
+        f"{function}: {name} must be a number or a schedule, a function of the step count; "
+        f"{_name_of(schedule)}(count) fails: {problem}."
+    )
+
+
+def not_a_number(function: str, name: str, schedule: Any, value: Any) -> TypeError:
+    """A schedule that returned something else."""
+    return TypeError(
+        f"{function}: {name} must be a number at each step, got {_show(value)} from "
+        f"{_name_of(schedule)}."
+    )
+
+
+def _name_of(f: Any) -> str:
+    f = getattr(f, "schedule_fn", f)
+    return getattr(f, "__qualname__", repr(f))
+
+
 def schedule_without_count(function: str, name: str) -> TypeError:
     """A schedule where the state has no step count to evaluate it at."""
     return TypeError(
         f"{function}: {name} is a schedule, but this transformation keeps no step count; "
         "give a number."
+    )
+
+
+def no_count(function: str, name: str, state: Any) -> TypeError:
+    """A schedule is to be read beside a state that does not say at which step it is."""
+    return TypeError(
+        f"{function}: {name} is a schedule, and what is given as the state of {function} keeps no "
+        f"step count: {_show_state(state)}."
     )
 
 
@@ -68,18 +108,41 @@ def needs_params(where: str) -> ValueError:
 
 def wrong_state(where: str, wanted: str, state: Any) -> TypeError:
     """The second argument of update is not a state of this transformation."""
+    got, hint = _show_state(state), _hints.of_another(state)
+    if got == wanted:
+        got = f"{type(state).__module__}.{got}"
+    elif type(state).__name__ == wanted:
+        hint = " adaptax.interop.convert_state(state, tx.init(params)) makes one of adaptax of it."
     return TypeError(
-        f"{where}: the second argument of update must be its state, {wanted}, got {_show(state)}. "
+        f"{where}: the second argument of update must be its state, {wanted}, got {got}. "
         "The call is update(grads, state, params), with the state from init or the last update."
+        f"{hint}"
     )
+
+
+def _show_state(state: Any) -> str:
+    """A state by the classes that it is made of."""
+    kind = type(state)
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        library = kind.__module__.split(".")[0]
+        return kind.__name__ if library == "adaptax" else f"{library}'s {kind.__name__}"
+    if kind is tuple and state:
+        parts = [_show_state(part) for part in state[:SHOWN]] + ["..."] * (len(state) > SHOWN)
+        return f"({', '.join(parts)})"
+    if isinstance(state, dict):
+        return f"a {kind.__name__} with the keys {listed(map(repr, state))}"
+    return _show(state)
 
 
 def wrong_links(where: str, links: Sequence[str], state: Any) -> "TreeMismatchError":
     """The state of a chain has another number of links."""
-    got = f"{len(state)} states" if isinstance(state, tuple | dict) else _show(state)
+    got = _show_state(state)
+    if type(state) is tuple:
+        got = f"{len(state)} states, {got}" if state else "none"
     return TreeMismatchError(
         f"{where}: its state holds one state for each of its {len(links)} links "
-        f"({', '.join(links)}), got {got}. The call is update(grads, state, params).",
+        f"({', '.join(links)}), got {got}. The call is update(grads, state, params)."
+        f"{_hints.of_another(state)}",
         (),
     )
 
@@ -91,10 +154,11 @@ def wrong_names(where: str, wanted: Sequence[str], got: Sequence[str]) -> "TreeM
     )
 
 
-def bad_leaf(where: str, path: Any, leaf: Any) -> TypeError:
+def bad_leaf(where: str, path: Any, leaf: Any, params: Any = None) -> TypeError:
     """A parameter that is not an array."""
     at = jax.tree_util.keystr(path) or "the root"
-    return TypeError(f"{where}: parameters must be arrays, got {_show(leaf)} at {at}.")
+    problem = f"parameters must be arrays, got {_show(leaf)} at {at}"
+    return TypeError(f"{where}: {problem}.{_hints.of_model(params)}")
 
 
 def bad_prefix(
@@ -152,6 +216,8 @@ def uneven_stack(where: str, pattern: str, sizes: Mapping[str, Any]) -> ValueErr
 def no_number(where: str, name: str, names: Sequence[str], absent: bool) -> ValueError:
     """A name that no number of a transformation has."""
     why = f"{name} is None or structure here, not a number" if absent else f"there is no {name!r}"
+    last = [full.rsplit("/", 1)[-1] for full in names]
+    why += "" if absent else _hints.called_here(name, last)
     return ValueError(f"{where}: {why}; the numbers are {listed(names)}.")
 
 
@@ -247,19 +313,39 @@ def mismatch(where: str, name: str, tree: Any, other_name: str, other: Any) -> T
         if problem:
             problems[path] = f"{path} {problem}"
     if not problems:
-        message = (
+        path, mine, others = _different_node((), tree, other)
+        return TreeMismatchError(
             f"{where}: {name} and {other_name} have the same paths in different containers: "
-            f"{jax.tree.structure(tree)} against {jax.tree.structure(other)}."
+            f"{path} is {mine} against {others}.{_hints.of_model(tree, other)}",
+            (path,),
         )
-        return TreeMismatchError(message[:600], ())
     order = [p for p in [*left, *right] if p in problems]
     paths = list(dict.fromkeys(order))
     total = len(left.keys() | right.keys())
     return TreeMismatchError(
         f"{where}: {name} do not match {other_name} at {len(paths)} of {total} leaves: "
-        f"{listed(problems[p] for p in paths)}.",
+        f"{listed(problems[p] for p in paths)}.{_hints.of_model(tree, other)}",
         paths,
     )
+
+
+def _different_node(path: tuple[Any, ...], tree: Any, other: Any) -> tuple[str, str, str]:
+    """The first node of a tree that is of another kind in the other, and the two kinds."""
+    sides = [
+        jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y, x=x: y is not x)
+        for x in (tree, other)
+    ]
+    (children, structure), (other_children, other_structure) = sides
+    if structure != other_structure:
+        at = jax.tree_util.keystr(path) or "the root"
+        mine, others = (f"{type(x).__module__}.{type(x).__qualname__}" for x in (tree, other))
+        if mine == others:  # they differ in what is not an array
+            mine, others = (str(s)[len("PyTreeDef(") : -1] for s in (structure, other_structure))
+        return at, mine[:200], others[:200]
+    for (key, child), (_, other_child) in zip(children, other_children, strict=True):
+        if jax.tree.structure(child) != jax.tree.structure(other_child):
+            return _different_node(path + key, child, other_child)
+    raise AssertionError("the trees have one structure")
 
 
 def not_floating(where: str, name: str, tree: Any) -> TreeMismatchError:

@@ -6,6 +6,7 @@ checks a value (raising in the words of `_checks`) and brings it to one canonica
 equal calls are equal values.
 """
 
+import inspect
 import math
 import operator
 import types
@@ -48,7 +49,10 @@ class Number(Kind):
     numeric = True
 
     def canonical(self, function: str, name: str, value: Any) -> Any:
-        if isinstance(value, Decay) or (callable(value) and not isinstance(value, type)):
+        if isinstance(value, Decay):
+            return value
+        if callable(value) and not isinstance(value, type):
+            check_schedule(function, name, value)
             return value
         if isinstance(value, bool | np.bool_) or not isinstance(value, Numeric):
             raise _checks.wrong_kind(function, name, "a number or a schedule", value)
@@ -75,6 +79,16 @@ class Number(Kind):
         if self.decay and value is not None and not callable(value):
             return Decay.of(value)
         return value
+
+
+def check_schedule(function: str, name: str, value: Any) -> None:
+    """Refuse a function that can't be called with a step count alone."""
+    try:
+        inspect.signature(value).bind(0)
+    except TypeError as error:
+        raise _checks.not_a_schedule(function, name, value, str(error)) from None
+    except ValueError:  # it does not tell
+        pass
 
 
 @dataclass(frozen=True)

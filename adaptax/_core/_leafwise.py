@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from . import _checks, _tree
+from ._called import number_now
 from ._kinds import frozen
 from ._matrices import Task, Together, current_sharing, shared_out
 from ._numerics import compute_dtype, mixing, safe_increment, widen
@@ -138,17 +139,18 @@ class Leafwise:
         kinds = self.factory.kinds
         return {k: v for k, v in self.arguments.items() if kinds[k].numeric and v is not None}
 
-    def operands(self, state: Any, updates: Any, params: Any) -> Operands:
-        """The scalars of this step."""
+    def operands(self, where: str, state: Any, updates: Any, params: Any) -> Operands:
+        """The scalars of this step; `where` names the link in errors."""
         count = state.count if self.counts else None
         numbers = {}
         for name, value in self.numbers.items():
             if _scheduled(value):
-                value = jax.tree.map(lambda v: _now(v, count), value, is_leaf=callable)
+                now = functools.partial(_now, where, name, count)
+                value = jax.tree.map(now, value, is_leaf=callable)
                 value = self.factory.kinds[name].prepare(value)
             for leaf in jax.tree.leaves(value):
                 if jnp.ndim(leaf) != 0:
-                    raise _checks.not_scalar(self.name, name, leaf)
+                    raise _checks.not_scalar(where, name, leaf)
             numbers[name] = value
         count = None if count is None else safe_increment(count)
         shared = {}
@@ -180,8 +182,8 @@ def _scheduled(value: Any) -> bool:
     return any(callable(leaf) for leaf in jax.tree.leaves(value, is_leaf=callable))
 
 
-def _now(value: Any, count: Any) -> Any:
-    return value(count) if callable(value) else value
+def _now(where: str, name: str, count: Any, value: Any) -> Any:
+    return number_now(where, name, value, count) if callable(value) else value
 
 
 def leafwise(
@@ -243,7 +245,9 @@ def run(
     ]
     others = [_tree.Beside(reading[0], "params", params)] if reading else []
     trees = _tree.Aligned(where[0], updates, others + slots)
-    operands = tuple(k.operands(s, updates, params) for k, s in zip(links, inner, strict=True))
+    operands = tuple(
+        link.operands(w, s, updates, params) for link, s, w in zip(links, inner, where, strict=True)
+    )
     counts = tuple(o.count for o in operands)
     scalars, layout = jax.tree.flatten(tuple((o.numbers, o.shared) for o in operands))
     scalars = _packed(scalars)

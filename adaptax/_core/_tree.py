@@ -158,7 +158,7 @@ def check_arrays(where: str, params: Any) -> None:
     if not _only_arrays(params):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if not is_array(leaf):
-                raise _checks.bad_leaf(where, path, leaf)
+                raise _checks.bad_leaf(where, path, leaf, params)
 
 
 def _only_arrays(tree: Any) -> bool:

@@ -320,7 +320,8 @@ def _factory(build: Any, value: Callable[[Call], Any]) -> Any:
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise _checks.bad_call(build.__name__, str(error)) from None
+            known = [name for name in kinds if name not in starred]
+            raise _checks.bad_call(build.__name__, str(error), kwargs, known) from None
         bound.apply_defaults()
         given = {}
         for name, argument in bound.arguments.items():

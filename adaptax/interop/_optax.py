@@ -11,10 +11,11 @@ from .._core import GradientTransformation, _checks, boxed_like, unboxed
 
 
 def as_optax(tx: GradientTransformation) -> Any:
-    """The transformation as an `optax.GradientTransformationExtraArgs`.
+    """The transformation as a pair of optax's own class, which is no pytree of numbers.
 
-    Adaptax's transformations go into `optax.chain` as they are, but optax drops extra arguments
-    (such as `value=`) for classes that are not its own. This hands it one of its own.
+    Adaptax's transformations go into optax's chains and wrappers as they are. This is for programs
+    that take a transformation apart and must not find arrays in it: `flax.nnx.Optimizer` refuses
+    numbers that are stacked, traced or came out of a jitted function.
 
     Args:
         tx: A transformation.

@@ -20,6 +20,7 @@ from .._core import (
     stateless,
     transformation,
 )
+from .._core._called import called
 from .._core._tree import dtypes, is_none
 from .._core._value import GradientTransformation, TransformationKind
 from ._averaging import EmaState, ema
@@ -109,7 +110,9 @@ def snapshot(measure_name: str, measure: Measure) -> Pair:
     """
 
     def measured(tree: Any) -> dict[str, Any]:
-        return {measure_name: jax.tree.map(_wide, measure(_seen(tree)))}
+        return {
+            measure_name: jax.tree.map(_wide, called("snapshot", "measure", measure, _seen(tree)))
+        }
 
     def init(params: Any) -> SnapshotState:
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
@@ -242,7 +245,7 @@ def measure_with_ema(
         return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(np.float32)
 
     def measured(tree: Any) -> Any:
-        return jax.tree.map(floating, measure(_seen(tree)))
+        return jax.tree.map(floating, called("measure_with_ema", "measure", measure, _seen(tree)))
 
     def init(params: Any) -> tuple[EmptyState, EmaState]:
         return EmptyState(), node.init(_zeros(measured, params))

@@ -30,7 +30,8 @@ from .._core import (
     unboxed,
     widen,
 )
-from .._core._kinds import Kind, StaticInt
+from .._core._called import called, number_now
+from .._core._kinds import Kind, StaticInt, check_schedule
 from .._core._numerics import mixing
 from .._core._value import call_of, transformation_of
 from ._step import Step, all_finite, boolean, checked, choose
@@ -142,7 +143,10 @@ class _EveryK(Kind):
     """A whole number from 1, or a function of the number of updates done."""
 
     def canonical(self, function: str, name: str, value: Any) -> Any:
-        return value if callable(value) else StaticInt(1).canonical(function, name, value)
+        if not callable(value):
+            return StaticInt(1).canonical(function, name, value)
+        check_schedule(function, name, value)
+        return value
 
 
 class _Skip(Kind):
@@ -243,7 +247,14 @@ def MultiSteps(
     def skips(updates: Any, gradient_step: Any, params: Any) -> tuple[Any, Any]:
         if should_skip_update_fn is None:
             return False, ()
-        skip, info = should_skip_update_fn(updates, gradient_step, params)
+        skip, info = called(
+            "MultiSteps",
+            "should_skip_update_fn",
+            should_skip_update_fn,
+            updates,
+            gradient_step,
+            params,
+        )
         skip = boolean("MultiSteps", "the answer of should_skip_update_fn", skip)
         return _manual.anywhere(skip, gradient_step), info
 
@@ -312,7 +323,7 @@ def _scalar_weight(w: Any) -> Any:
 def _window(k: Any, gradient_step: Any) -> Any:
     if not callable(k):
         return k
-    k = jnp.asarray(k(gradient_step))
+    k = jnp.asarray(number_now("MultiSteps", "every_k_schedule", k, gradient_step))
     if k.ndim != 0:
         raise _checks.not_scalar("MultiSteps", "every_k_schedule", k)
     whole = k if jnp.issubdtype(k.dtype, jnp.integer) else jnp.round(k)

@@ -15,6 +15,7 @@ from .._core import (
     safe_increment,
     transformation,
 )
+from .._core._called import called
 from .._core._kinds import Kind, StaticInt
 from ._step import Step, all_finite, boolean, checked, inner_part
 
@@ -81,7 +82,8 @@ def _conditionally(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked(where, state_class, state)
-        proceed = condition(state.step, **(extra_args if forward else {}))
+        extra = extra_args if forward else {}
+        proceed = called(where, "should_transform_fn", condition, state.step, **extra)
         proceed = boolean(where, "the result of should_transform_fn", proceed)
         proceed = _manual.everywhere(proceed, state.step)
         step = Step(node, updates, state.inner_state, params, extra_args)

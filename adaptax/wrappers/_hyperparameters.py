@@ -16,6 +16,7 @@ from .._core import (
     node_of,
     unboxed,
 )
+from .._core._called import number_now
 from .._core._value import TransformationKind, call_of
 from ._inject import stateful
 
@@ -40,7 +41,10 @@ def _found(tx: Any, state: Any, prefix: str = "") -> Iterator[_Found]:
             scheduled = name in getattr(state, "hyperparams_states", ())
             now = stored
             if callable(one.value):
-                now = stateful(one.value)(state.hyperparams_states[name])
+                schedule = stateful(one.value)
+                now = number_now(
+                    one.function, one.argument, schedule, state.hyperparams_states[name]
+                )
             yield _Found(one._replace(name=prefix + name), now, state, scheduled)
         mine, inside = rest.values(), {}
     elif call is None:
@@ -51,7 +55,9 @@ def _found(tx: Any, state: Any, prefix: str = "") -> Iterator[_Found]:
     else:
         mine, inside = _hyper.arguments(tx), {}
     for one in mine:
-        value = one.value(_clock(one, state)) if callable(one.value) else one.value
+        value = one.value
+        if callable(value):
+            value = number_now(one.function, one.argument, value, _clock(one, state))
         yield _Found(one._replace(name=prefix + one.name), value, None, callable(one.value))
     for part, (inner, inner_state) in inside.items():
         yield from _found(inner, inner_state, f"{prefix}{part}/" if part else prefix)
@@ -64,7 +70,7 @@ def _clock(one: _hyper.Numeric, state: Any) -> Any:
         if path and getattr(path[-1], "name", None) in ("count", "gradient_step", "step"):
             counts.setdefault(len(path), leaf)
     if not counts:
-        raise _checks.wrong_state(one.function, "one with a step count", state)
+        raise _checks.no_count(one.function, one.argument, state)
     return counts[min(counts)]
 
 

@@ -25,6 +25,7 @@ from .._core import (
     safe_increment,
     transformation,
 )
+from .._core._called import number_now
 from .._core._value import ScheduleValue, TransformationKind, call_of
 
 
@@ -108,12 +109,16 @@ def _wide(dtype: Any, params: Any) -> Any:
 
 
 def _injected(
-    given: Mapping[str, Any], make: Callable[[dict[str, Any]], Any], dtype: Any, inner: Any = None
+    where: str,
+    given: Mapping[str, Any],
+    make: Callable[[dict[str, Any]], Any],
+    dtype: Any,
+    inner: Any = None,
 ) -> Pair:
     """The transformation that `make` makes of numbers, which are taken from the state.
 
-    `given` are the numbers and schedules at first. `inner` is what is wrapped, for readers; None
-    takes what `make` makes of the numbers at step 0.
+    `where` is the function, for errors. `given` are the numbers and schedules at first. `inner`
+    is what is wrapped, for readers; None takes what `make` makes of the numbers at step 0.
     """
     schedules = {k: stateful(v) for k, v in given.items() if callable(v)}
 
@@ -122,7 +127,8 @@ def _injected(
         return jnp.asarray(value, wide if floating else None)
 
     def at_first(states: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: schedules[k](states[k]) if k in schedules else v for k, v in given.items()}
+        now = {k: number_now(where, k, schedules[k], state) for k, state in states.items()}
+        return {k: now.get(k, v) for k, v in given.items()}
 
     def init(params: Any) -> InjectStatefulHyperparamsState:
         wide = _wide(dtype, params)
@@ -136,9 +142,12 @@ def _injected(
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         if set(getattr(state, "hyperparams", ())) != set(given) or not hasattr(state, "count"):
             wanted = f"InjectStatefulHyperparamsState of {list(given)}"
-            raise _checks.wrong_state("adjustable", wanted, state)
+            raise _checks.wrong_state(where, wanted, state)
         states = state.hyperparams_states
-        now = {k: schedule(states[k], **extra_args) for k, schedule in schedules.items()}
+        now = {
+            k: number_now(where, k, schedule, states[k], **extra_args)
+            for k, schedule in schedules.items()
+        }
         wide = _wide(dtype, updates if params is None else params)
         values = {k: stored(v, wide) for k, v in {**state.hyperparams, **now}.items()}
         node = node_of(make(values))
@@ -205,7 +214,7 @@ def adjustable(
 
         return _hyper.replaced(inner, now)
 
-    return _injected(given, make, hyperparam_dtype, inner)
+    return _injected("adjustable", given, make, hyperparam_dtype, inner)
 
 
 def _exact(one: _hyper.Numeric, value: Any) -> Any:
@@ -235,9 +244,8 @@ def injected(
         return TransformationKind().canonical("inject_hyperparams", name, made)
 
     # The factory sees numbers, never schedules; these are not evaluated before they are needed.
-    return _injected(
-        given, make, dtype, None if any(map(callable, given.values())) else make(given)
-    )
+    inner = None if any(map(callable, given.values())) else make(given)
+    return _injected("inject_hyperparams", given, make, dtype, inner)
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
