@@ -347,8 +347,7 @@ def test_updates_reach_the_end_of_a_chain_in_float32():
         return updates
 
     g = jnp.ones(3, jnp.bfloat16)
-    look = adaptax.stateless(look)
-    tx = adaptax.chain(adaptax.scale_by_adam(), adaptax.scale(-1e-3), look)
+    tx = adaptax.chain(adaptax.scale_by_adam(), adaptax.scale(-1e-3), adaptax.stateless(look))
     u, _ = tx.update(g, tx.init(g), g)
     assert seen == [jnp.float32] and u.dtype == jnp.bfloat16  # a chain of others rounds, as ever
 
