@@ -299,3 +299,117 @@ def test_joined_schedules_change_at_their_boundaries(boundaries):
     got = at(adaptax.join_schedules(parts, boundaries), range(42))
     wanted = [sum(c >= b for b in boundaries) for c in range(42)]
     np.testing.assert_array_equal(got, wanted)
+
+
+# Near the largest counts: how many steps are over is exact, and only their fraction is a float
+
+
+FAR = 20_000_001  # beyond 2^24, and odd: no float32
+
+
+def _line(a: float, b: float, begin: float, steps: float, power: float = 1.0) -> Any:
+    def at(t: int) -> float:
+        left = 1.0 - min(max((t - begin) / steps, 0.0), 1.0)
+        return (a - b) * left**power + b
+
+    return at
+
+
+def _count(t: Any) -> Any:
+    return jnp.asarray(t, jnp.float32)
+
+
+def _cosine(t: float, steps: float) -> float:
+    return 0.5 * (1 + np.cos(np.pi * min(max(t / steps, 0.0), 1.0)))
+
+
+# For a boundary B: the schedule, and its value in Python's numbers.
+FAR_CALLS: dict[str, Callable[[int], tuple[Any, Callable[[int], float]]]] = {
+    "linear": lambda b: (adaptax.linear_schedule(1.0, 0.0, 4, b), _line(1.0, 0.0, b, 4)),
+    "linear, between steps": lambda b: (
+        adaptax.linear_schedule(1.0, 0.0, 4, b - 0.5),
+        _line(1.0, 0.0, b - 0.5, 4),
+    ),
+    "linear, long": lambda b: (adaptax.linear_schedule(0.0, 1.0, b), _line(0.0, 1.0, 0, b)),
+    "polynomial": lambda b: (
+        adaptax.polynomial_schedule(1.0, 0.5, 2, 4, b - 2),
+        _line(1.0, 0.5, b - 2, 4, 2.0),
+    ),
+    "exponential": lambda b: (
+        adaptax.exponential_decay(1.0, 2, 0.5, b),
+        lambda t: 0.5 ** (max(t - b, 0) / 2),
+    ),
+    "exponential, staircase": lambda b: (
+        adaptax.exponential_decay(1.0, 3, 0.5, b - 3, staircase=True),
+        lambda t: 0.5 ** (max(t - b + 3, 0) // 3),
+    ),
+    "exponential, one stair": lambda b: (
+        adaptax.exponential_decay(1.0, b, 0.5, staircase=True),
+        lambda t: 0.5 ** (t // b),
+    ),
+    "cosine": lambda b: (
+        adaptax.cosine_decay_schedule(1.0, b, 0.25),
+        lambda t: 0.75 * _cosine(t, b) + 0.25,
+    ),
+    "warm-up": lambda b: (
+        adaptax.warmup_cosine_decay_schedule(2.0, 1.0, b, b + 4),
+        lambda t: _line(2.0, 1.0, 0, b)(t) if t < b else _cosine(t - b, 4),
+    ),
+    "piecewise": lambda b: (
+        adaptax.piecewise_constant_schedule(1.0, {b - 1: 0.5, float(b): 0.5}),
+        lambda t: 1.0 if t < b - 1 else 0.5 if t < b else 0.25,
+    ),
+    "joined": lambda b: (
+        adaptax.join_schedules([3.0, adaptax.linear_schedule(1.0, 0.0, 4), _count], [b, b + 3]),
+        lambda t: 3.0 if t < b else 1 - (t - b) / 4 if t < b + 3 else t - b - 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("boundary", [FAR, LAST - 4])
+@pytest.mark.parametrize("make", FAR_CALLS.values(), ids=FAR_CALLS.keys())
+def test_steps_are_counted_as_integers(make, boundary):
+    schedule, wanted = make(boundary)
+    counts = boundary + np.arange(-3, 5)
+    want = np.array([wanted(int(t)) for t in counts])
+    mapped = jax.jit(jax.vmap(lambda t: jnp.asarray(schedule(t), jnp.float32)))
+    np.testing.assert_allclose(mapped(counts.astype(np.int32)), want, 1e-6, 3e-7)
+    for count in (int(counts[2]), np.int32(counts[2]), np.uint32(counts[2])):
+        np.testing.assert_allclose(schedule(count), want[2], 1e-6, 3e-7)
+
+
+def test_a_boundary_beyond_the_largest_count_is_never_reached():
+    for boundary in (LAST + 1, 2**40):
+        for schedule in (
+            adaptax.piecewise_constant_schedule(1.0, {boundary: 0.0}),
+            adaptax.join_schedules([1.0, 0.0], [boundary]),
+            adaptax.linear_schedule(1.0, 0.0, 1, boundary),
+        ):
+            traced = jax.jit(lambda schedule, count: schedule(count))
+            assert float(schedule(LAST)) == float(traced(schedule, jnp.int32(LAST))) == 1.0
+    assert float(adaptax.join_schedules([1.0, 0.0], [LAST])(LAST)) == 0.0
+
+
+def test_boundaries_that_are_traced_have_the_digits_of_their_dtype():
+    traced = jax.jit(lambda schedule, count: schedule(count))
+    boundary = 2**24 + 2  # a float32
+    for schedule in (
+        adaptax.piecewise_constant_schedule(1.0, {boundary: 0.5}),
+        adaptax.join_schedules([1.0, 0.5], [boundary]),
+        adaptax.warmup_cosine_decay_schedule(1.0, 1.0, boundary, boundary + 2, 0.5),
+    ):
+        got = [float(traced(schedule, jnp.int32(boundary + i))) for i in (-1, 0)]
+        assert got[0] == 1.0 and got[1] in (0.5, 1.0), repr(schedule)
+    stairs = adaptax.exponential_decay(1.0, boundary, 0.5, staircase=True)
+    assert [float(traced(stairs, jnp.int32(boundary + i))) for i in (-1, 0)] == [1.0, 0.5]
+
+
+def test_counts_that_are_not_whole_are_for_plots():
+    for schedule in (
+        adaptax.linear_schedule(1.0, 0.0, 4, 1),
+        adaptax.join_schedules([1.0, adaptax.linear_schedule(1.0, 0.0, 4)], [1]),
+    ):
+        assert float(schedule(2.5)) == float(schedule(jnp.float32(2.5))) == 0.625
+    assert float(adaptax.exponential_decay(1.0, 2, 0.5, staircase=True)(4.5)) == 0.25
+    assert float(adaptax.exponential_decay(1.0, 2.5, 0.5, staircase=True)(5)) == 0.25
+    assert float(adaptax.linear_schedule(1.0, 0.0, 4)(np.int8(2))) == 0.5

@@ -25,7 +25,10 @@ def fresh(state: Any, *others: Any) -> Any:
         taken.update(mine)
         return x
 
-    return jax.tree.map(own, state)
+    leaves, structure = jax.tree.flatten(state)
+    new = [own(x) for x in leaves]
+    same = all(a is b for a, b in zip(leaves, new, strict=True))
+    return state if same else structure.unflatten(new)
 
 
 def _memory(x: Any) -> set[int]:

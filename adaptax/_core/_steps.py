@@ -23,9 +23,9 @@ def first(step: Any) -> tuple[Any, Any]:
         return step.astype(jnp.int32), 0.0
     step = step.astype(jnp.result_type(float))
     whole, beyond = jnp.ceil(step), np.asarray(2.0**31, step.dtype)
-    within = jnp.minimum(whole, np.nextafter(beyond, 0)).astype(jnp.int32)
+    within = jnp.minimum(whole, np.nextafter(beyond, np.zeros_like(beyond))).astype(jnp.int32)
     within = jnp.where(whole < beyond, within, np.int32(INT32_MAX))
-    return within, jnp.minimum(whole, beyond) - step
+    return within, jnp.where(whole < beyond, whole - step, jnp.minimum(beyond - step, -1.0))
 
 
 def since(count: Any, step: Any) -> tuple[Any, Any]:
@@ -52,10 +52,10 @@ def reached(count: Any, step: Any) -> Any:
     return (whole >= 0) & (rest >= 0)
 
 
-def elapsed(count: Any, begin: Any, real: Any = None) -> Any:
+def elapsed(count: Any, begin: Any) -> Any:
     """The number of steps since `begin` as a float: an exact difference, rounded once."""
     whole, rest = since(count, begin)
-    real = real or jnp.result_type(float)
+    real = jnp.result_type(float)
     return whole.astype(real) + jnp.asarray(rest, real)
 
 

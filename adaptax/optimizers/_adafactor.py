@@ -21,7 +21,6 @@ from .._core import (
     Positive,
     Real,
     Slot,
-    _steps,
     abs_sq,
     average,
     chain,
@@ -119,11 +118,8 @@ def scale_by_factored_rms(
     def full(param: Any, dtype: Any) -> Any:
         return Slot(dtype=dtype).init(param) if axes(param) is None else jnp.zeros((1,), dtype)
 
-    def shared(t: Any, updates: Any, params: Any, state: FactoredState) -> dict[str, Any]:
-        done = _steps.elapsed(state.count, step_offset, t.dtype)
-        return {"decay": decay_rate_fn(jnp.maximum(done, 0.0), decay_rate)}
-
-    def rule(t, g, p, row, col, v, *, decay):
+    def rule(t, g, p, row, col, v):
+        decay = decay_rate_fn(jnp.maximum(t - 1.0 - step_offset, 0.0), decay_rate)
         square, pair = abs_sq(g) + epsilon, axes(g)
         if pair is None:
             v = average(square, v, decay)
@@ -138,7 +134,6 @@ def scale_by_factored_rms(
     return leafwise(
         rule,
         FactoredState,
-        shared=shared,
         v_row=Slot(make=without(1), real=True),
         v_col=Slot(make=without(0), real=True),
         v=Slot(make=full, real=True),

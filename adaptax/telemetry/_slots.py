@@ -128,6 +128,7 @@ def _of_state(call: Any, state: Any, known: Mapping[str, Any], eps: Any) -> Iter
     decay = numbers.get("b2", numbers.get("decay"))
     seen: Any = 1.0
     if decay is not None and not callable(decay) and "count" in state._fields:
-        seen = weight(Decay.of(decay), state.count.astype(jnp.result_type(float)))
+        decay = Decay.of(decay)
+        seen = weight(decay, state.count.astype(jnp.result_type(float, decay.log)))
     for leaf in jax.tree.leaves(state.nu):
         yield id(leaf), Floor(leaf, eps, seen)

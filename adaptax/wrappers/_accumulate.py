@@ -246,7 +246,8 @@ def MultiSteps(
     def init(params: Any) -> Any:
         _tree.check_arrays("MultiSteps", params)
         zero = jnp.zeros((), jnp.int32)
-        _, info = skips(jax.tree.map(jnp.zeros_like, params), zero, params)
+        nothing = jax.tree.map(lambda p: jnp.zeros_like(p) if _tree.is_inexact(p) else None, params)
+        _, info = skips(nothing, zero, params)
         fields = (zero, zero, node.init(params), jax.tree.map(slot.init, params), info)
         return wanted(*fields, *[jnp.zeros((), jnp.float32)] * counts_weight)
 

@@ -85,7 +85,8 @@ def _next(
     count = safe_increment(count)
 
     def averaged() -> tuple[Any, list[Any]]:
-        part = share(n.astype(jnp.result_type(float)), *numbers)
+        real = jnp.result_type(float, *jax.tree.leaves(numbers))
+        part = share(n.astype(real), *numbers)
         return safe_increment(n), [
             _mixed(p, m, part, n == 0) for p, m in zip(params, mean, strict=True)
         ]
