@@ -204,7 +204,14 @@ def decisions(over_devices: Callable[[Any], Any]) -> list[int]:
     tx = adaptax.guard(adaptax.sgd(0.1))
 
     def one(p: Any, g: Any) -> Any:
-        _, state = tx.update(g, jax.tree.map(lambda x: x ^ (p < 0) if x.dtype == bool else x + (p < 0).astype(x.dtype), tx.init(p)), p)
+        _, state = tx.update(
+            g,
+            jax.tree.map(
+                lambda x: x ^ (p < 0) if x.dtype == bool else x + (p < 0).astype(x.dtype),
+                tx.init(p),
+            ),
+            p,
+        )
         return state.not_finite
 
     return over_devices(one)(jnp.ones(2), jnp.array([1.0, np.nan])).tolist()
@@ -232,5 +239,7 @@ def test_a_norm_of_parts_neither_overflows_nor_underflows():
         g = np.array(g, np.float32)
         np.testing.assert_allclose(mapped(g), clipped(g), 1e-6, err_msg=str(g))
     assert np.isnan(mapped(np.array([np.nan, 1.0], np.float32))).any()
-    slopes = [jax.jit(jax.grad(lambda g: f(g)[1]))(jnp.array([3.0, 4.0])) for f in (mapped, clipped)]
+    slopes = [
+        jax.jit(jax.grad(lambda g: f(g)[1]))(jnp.array([3.0, 4.0])) for f in (mapped, clipped)
+    ]
     np.testing.assert_allclose(*slopes, 1e-5)

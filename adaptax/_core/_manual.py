@@ -6,7 +6,7 @@ own counter does not. Where the counter varies too, each device trains by itself
 itself.
 
 With `check_vma=False` the types say nothing. Decisions are then combined over all axes of the
-`shard_map`, since that is right wherever devices work on one model.
+`shard_map`, since that is right wherever devices work on one model, unless `each_alone` says that they do not.
 """
 
 import functools
@@ -43,11 +43,15 @@ def varying(x: Any) -> frozenset[Any]:
     return getattr(kind, "varying", None) or getattr(kind, "vma", None) or frozenset()
 
 
+def _manual_axes() -> tuple[Any, ...]:
+    return jax.sharding.get_abstract_mesh().manual_axes
+
+
 def _axes() -> tuple[Any, ...]:
     """The mesh axes whose devices run this code side by side."""
     if _alone.get():
         return ()
-    axes = jax.sharding.get_abstract_mesh().manual_axes
+    axes = _manual_axes()
     # A pmap without axis_name: nothing can be combined by name there, so devices are on their own.
     return tuple(axis for axis in axes if not str(axis).startswith("_internal"))
 
@@ -164,7 +168,7 @@ def norm_of_parts(norm: Any, axes: tuple[Any, ...]) -> Any:
 
 def cond(proceed: Any, go: Callable[[], Any], stay: Callable[[], Any]) -> Any:
     """`jax.lax.cond`, whose results vary wherever one of the branches' or the condition does."""
-    axes = jax.sharding.get_abstract_mesh().manual_axes
+    axes = _manual_axes()
     if not axes or not _typed(axes):
         return jax.lax.cond(proceed, go, stay)
     here = varying(proceed)
