@@ -1,4 +1,4 @@
-"""The dtypes of a state are a fixed point, with 64 bits too; its counts stay at the largest number."""
+"""The dtypes of a state are a fixed point, with 64 bits too; its counts do not wrap."""
 
 # pyright: reportArgumentType=false
 

@@ -6,7 +6,8 @@ own counter does not. Where the counter varies too, each device trains by itself
 itself.
 
 With `check_vma=False` the types say nothing. Decisions are then combined over all axes of the
-`shard_map`, since that is right wherever devices work on one model, unless `each_alone` says that they do not.
+`shard_map`, since that is right wherever devices work on one model; `each_alone` is for where they
+do not.
 """
 
 import functools
@@ -148,6 +149,8 @@ def scaled_norm(arrays: Sequence[Any], finite: bool = False) -> tuple[Any, Any]:
 
 def _by_axes(arrays: Sequence[Any], like: Any) -> dict[tuple[Any, ...], list[Any]]:
     """Arrays by the axes over which they are in parts."""
+    if not _axes():
+        return {(): list(arrays)}
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for x in arrays:
         groups.setdefault(parted(x, like), []).append(x)
