@@ -38,12 +38,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
             raise trees.explain()
         if not (jnp.issubdtype(u.dtype, jnp.integer) or jnp.issubdtype(p.dtype, jnp.inexact)):
             raise _checks.not_floating("apply_updates", "params", params)
-        new.append(jax.lax.add(u, p) if u.dtype == p.dtype else _add(p, u))
+        new.append(jax.lax.add(u, p) if u.dtype == p.dtype else added(p, u))
     return trees.rebuild(new)
 
 
 @jax.jit
-def _add(p: Any, u: Any) -> Any:
+def added(p: Any, u: Any) -> Any:
+    """The new parameter: p + u in the wider dtype of the two, rounded once to p's."""
     with jax.numpy_dtype_promotion("standard"):  # the two dtypes may differ, on purpose
         wide = jnp.promote_types(p.dtype, u.dtype)
     return (p.astype(wide) + u.astype(wide)).astype(p.dtype)

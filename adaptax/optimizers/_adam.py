@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._core import (
@@ -22,6 +21,7 @@ from .._core import (
     chain,
     debias,
     leafwise,
+    root,
     transformation,
 )
 from ..transforms import add_decayed_weights, scale_by_learning_rate
@@ -87,14 +87,14 @@ def scale_by_adam(
     """
 
     def rule(t, g, p, mu, nu):
-        mu = average(g, mu, b1)
-        nu = average(abs_sq(g), nu, b2)
+        mu = average(g, mu, b1, infinite="")  # beside an infinite ν
+        nu = average(abs_sq(g), nu, b2, infinite="+")
         if nesterov:
             d = Decay.of(b1)
             m = d.value * debias(mu, b1, t + 1) + d.complement * debias(g, b1, t)
         else:
             m = debias(mu, b1, t)
-        return m / (jnp.sqrt(debias(nu, b2, t) + eps_root) + eps), mu, nu
+        return m / (root(debias(nu, b2, t) + eps_root) + eps), mu, nu
 
     return leafwise(rule, ScaleByAdamState, mu=Slot(dtype=mu_dtype), nu=Slot(real=True))
 

@@ -24,6 +24,8 @@ from .._core import (
     average,
     compute_dtype,
     leafwise,
+    root,
+    saturated,
     transformation,
     weight,
     widen,
@@ -57,13 +59,16 @@ def _inner_product(g: Any, p0: Any, p: Any) -> Any:
     """⟨g, w₀ - w⟩ of one leaf."""
     real = compute_dtype(g.dtype, p.dtype)
     g, p0, p = (widen(x, real) for x in (g, p0, p))
-    return jnp.sum(jnp.real(g.conj() * (p0 - p)))  # a dot has 8 bits on TPUs, and no sharding
+    return jnp.sum(
+        jnp.real(saturated(g).conj() * (p0 - p))
+    )  # a dot has 8 bits on TPUs, and no sharding
 
 
 @jax.jit
 def _l1_norm(b3: Any, push: Any, g: Any, s: Any) -> Any:
     """‖s‖₁ of one leaf after this step."""
-    return jnp.sum(jnp.abs(b3 * s + push * widen(g, compute_dtype(g.dtype, s.dtype))))
+    g = saturated(widen(g, compute_dtype(g.dtype, s.dtype)))
+    return jnp.sum(jnp.abs(b3 * s + push * g))
 
 
 @transformation
@@ -124,7 +129,8 @@ def prodigy(
         come = _tree.total(_inner_product, updates, state.params0, params)
         r = b3.value * state.numerator_weighted + rate * d / estim_lr0 * come
         norm = _tree.total(functools.partial(_l1_norm, b3.value, push), updates, state.grad_sum)
-        found = jnp.where(norm > 0, estim_lr_coef * r / norm, 0.0)
+        seen = norm > 0
+        found = jnp.where(seen, estim_lr_coef * r / jnp.where(seen, norm, 1.0), 0.0)
         return {
             "estim_lr": jnp.maximum(d, found),
             "numerator_weighted": r,
@@ -134,10 +140,12 @@ def prodigy(
         }
 
     def rule(t, g, p, m, v, s, p0, *, estim_lr, numerator_weighted, d, rate, push):
-        m = average(d * g, m, b1)
-        v = average(d**2 * abs_sq(g), v, b2)
+        g = saturated(g)
+        scaled = d * g
+        m = average(scaled, m, b1)
+        v = average(abs_sq(scaled), v, b2, infinite="+")
         s = b3.value * s + push * g
-        return -rate * (m / (jnp.sqrt(v) + estim_lr * eps) + weight_decay * p), m, v, s, p0
+        return -rate * (m / (root(v) + estim_lr * eps) + weight_decay * p), m, v, s, p0
 
     return leafwise(
         rule,

@@ -269,9 +269,8 @@ def MultiSteps(
         dtypes = step.dtypes()
 
         def go() -> Any:
-            finite = all_finite(acc)
-            done = choose(finite, lambda: step.done(dtypes, mean()), lambda: step.left_out(dtypes))
-            return *done, jax.tree.map(jnp.zeros_like, acc), finite
+            new, inner_state, taken = step.taken_if_sound(all_finite(acc), updates=mean)
+            return new, inner_state, jax.tree.map(jnp.zeros_like, acc), taken
 
         def stay() -> Any:
             return *step.left_out(dtypes), acc, jnp.array(False)

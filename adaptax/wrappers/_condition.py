@@ -170,10 +170,10 @@ def apply_if_finite(inner: Transform, max_consecutive_errors: Annotated[int, Sta
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked("apply_if_finite", ApplyIfFiniteState, state)
-        finite = all_finite(updates)
-        in_a_row = jnp.where(finite, 0, safe_increment(state.notfinite_count))
         step = Step(node, updates, state.inner_state, params, extra_args)
-        new, inner_state = step.taken_if(finite | (in_a_row > max_consecutive_errors))
+        enough = state.notfinite_count >= max_consecutive_errors
+        new, inner_state, finite = step.taken_if_sound(all_finite(updates), anyway=enough)
+        in_a_row = jnp.where(finite, 0, safe_increment(state.notfinite_count))
         total = state.total_notfinite
         total = jnp.where(finite, total, safe_increment(total))
         return new, ApplyIfFiniteState(in_a_row, finite, total, inner_state)

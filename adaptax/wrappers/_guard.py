@@ -149,15 +149,17 @@ def guard(
         norms, accept = state.norms, finite
         if max_deviation is not None:
             accept &= norm <= _limit(norms, state.accepted, max_deviation)
-            norms = jnp.where(accept, norms.at[state.accepted % window].set(norm), norms)
         step = Step(node, updates, state.inner_state, params, extra_args)
-        new, inner_state = step.taken_if(accept)
-        consecutive = jnp.where(accept, 0, safe_increment(state.consecutive))
+        new, inner_state, accepted = step.taken_if_sound(accept)
+        finite &= accepted | ~accept
+        if max_deviation is not None:
+            norms = jnp.where(accepted, norms.at[state.accepted % window].set(norm), norms)
+        consecutive = jnp.where(accepted, 0, safe_increment(state.consecutive))
         return new, GuardState(
             inner_state=inner_state,
-            accepted=_counted(state.accepted, accept),
+            accepted=_counted(state.accepted, accepted),
             not_finite=_counted(state.not_finite, ~finite),
-            spikes=_counted(state.spikes, finite & ~accept),
+            spikes=_counted(state.spikes, finite & ~accepted),
             consecutive=consecutive,
             stuck=state.stuck | (consecutive >= max_consecutive),
             norm=norm,

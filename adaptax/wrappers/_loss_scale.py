@@ -23,7 +23,7 @@ from .._core import (
     widen,
 )
 from .._core._numerics import mixing
-from ._step import Step, all_finite, checked, choose, inner_part, only_state
+from ._step import Step, all_finite, checked, inner_part, only_state
 
 
 class DynamicLossScaleState(NamedTuple):
@@ -121,14 +121,10 @@ def dynamic_loss_scale(
         scale = state.loss_scale
         good = all_finite(updates)
         step = Step(node, updates, state.inner_state, params, extra_args)
-        dtypes = step.dtypes()
-
-        def go() -> Any:
-            unscaled = jax.tree.map(lambda g: _divided(g, scale), updates)
-            return step.done(dtypes, unscaled)
-
-        new, inner_state = choose(good, go, lambda: step.left_out(dtypes))
-        steps = safe_increment(state.good_steps)
+        new, inner_state, taken = step.taken_if_sound(
+            good, updates=lambda: jax.tree.map(lambda g: _divided(g, scale), updates)
+        )
+        steps = jnp.where(taken, safe_increment(state.good_steps), state.good_steps)
         grows = good & (steps >= growth_interval)
         by = jnp.asarray(factor, jnp.float32)
         scale = jnp.where(good, jnp.where(grows, scale * by, scale), scale / by)
@@ -136,7 +132,7 @@ def dynamic_loss_scale(
         return new, DynamicLossScaleState(
             loss_scale=clamped(scale),
             good_steps=jnp.where(good & ~grows, steps, 0),
-            skipped=jnp.where(good, skipped, safe_increment(skipped)),
+            skipped=jnp.where(taken, skipped, safe_increment(skipped)),
             inner_state=inner_state,
         )
 
