@@ -128,10 +128,10 @@ def scale_by_factored_rms(
             v = average(square, v, decay, infinite="+")
             return g / root(v), row, col, v
         second, largest = pair
-        # Their mean has to be finite, so that rows beside an infinite one are not lost.
-        most = float(jnp.finfo(square.dtype).max) / row.size
-        row = jnp.minimum(average(jnp.mean(square, largest), row, decay, infinite=""), most)
-        col = jnp.minimum(average(jnp.mean(square, second), col, decay, infinite=""), most)
+        # Within bounds in which all can be added: an infinite mean would be the end of a row.
+        square = jnp.minimum(square, float(jnp.finfo(square.dtype).max) / square.size)
+        row = average(jnp.mean(square, largest), row, decay, infinite="")
+        col = average(jnp.mean(square, second), col, decay, infinite="")
         mean = jnp.mean(row, second - (second > largest), keepdims=True)
         rows, cols = jnp.expand_dims(quotient(row, mean), largest), jnp.expand_dims(col, second)
         return g / root(rows) / root(cols), row, col, v

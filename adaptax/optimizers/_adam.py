@@ -72,8 +72,9 @@ def scale_by_adam(
         b2: β₂, in [0, 1).
         eps: ε >= 0, outside the root, in the unit of g. At 0 (with eps_root 0), an entry whose
             gradients have all been 0 gives 0/0 = NaN.
-        eps_root: ε̄ >= 0, inside the root, in the unit of g²; > 0 to differentiate through a
-            zero gradient.
+        eps_root: ε̄ >= 0, inside the root, in the unit of g². Not needed to differentiate through
+            gradients of zero: at g = 0, √ν counts as constant, and the slope of the first step is
+            1/ε.
         mu_dtype: The dtype in which μ is stored; None: the parameter's, float32 for 16 bits.
         nesterov: Look one step ahead.
 

@@ -214,7 +214,8 @@ def MultiSteps(
             window is lost, and the next one begins anew. "drop": it is left out of the mean, and
             the window ends after k micro-batches all the same.
 
-    A window that is lost, or of which no weight is left because all was dropped or had weight 0,
+    A window is also lost if what comes of its mean is not finite (see `guard`). A window that is
+    lost, or of which no weight is left because all was dropped or had weight 0,
     does no update, leaves the inner state as it is, and is not counted in `gradient_step`.
 
     State: `MultiStepsState`; `WeightedMultiStepsState` with `weighted` or "drop".

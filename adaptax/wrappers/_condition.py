@@ -148,7 +148,8 @@ def conditionally_mask(
 def apply_if_finite(inner: Transform, max_consecutive_errors: Annotated[int, StaticInt(0)]) -> Pair:
     """Leave out updates that are not finite, up to so many in a row.
 
-    Such an update becomes zero, and the inner state stays as it is, bit for bit. After
+    Such an update becomes zero, and the inner state stays as it is, bit for bit. What comes out
+    of the inner transformation counts too, as in `guard`. After
     `max_consecutive_errors` of them in a row the next ones are applied, NaN and all, so that a
     broken run shows. `guard` never lets them through.
 

@@ -80,7 +80,8 @@ def dynamic_loss_scale(
     `update` divides the gradients by the scale, in float32, and gives them so to the inner
     transformation; what returns has the dtypes of the gradients. Where one is NaN or infinite,
     the updates are zero, the inner state stays as it is, bit for bit, and the scale falls by
-    the factor; after `growth_interval` steps without one it rises by it:
+    the factor; after `growth_interval` steps without one it rises by it. A step whose result is
+    not finite (see `guard`) is left out too; the scale stays.
 
     .. math::
 
