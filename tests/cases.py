@@ -70,6 +70,7 @@ class Case:
         needs_params: Whether `update` reads the parameters.
         complex: Whether complex parameters are defined, and turn with their gradients.
         smooth: Whether the update can be differentiated by the numbers.
+        smooth_at_zero: Whether gradients and parameters of zero have no ratio that matters.
         abstract: Whether `init` needs only shapes and dtypes, not values.
         scales: Scales of the gradients, beside 1, at which float32 is accurate.
         rtol64: What a float64 trajectory may differ from the reference.
@@ -93,6 +94,7 @@ class Case:
     needs_params: bool = False
     complex: bool = True
     smooth: bool = True
+    smooth_at_zero: bool = True
     abstract: bool = True
     scales: tuple[float, ...] = SCALES
     rtol64: float = 1e-12
@@ -410,6 +412,7 @@ CASES = (
         {**_ADAMW, "eps_root": 1e-6},
         main=True,
         elementwise=False,
+        smooth_at_zero=False,
         needs_params=True,
     ),
     Case(
@@ -419,6 +422,7 @@ CASES = (
         {"mask": _only_matrices},
         reference=where_masked(REFERENCES["lamb"], _MASK),
         elementwise=False,
+        smooth_at_zero=False,
         needs_params=True,
     ),
     # Adafactor

@@ -41,8 +41,11 @@ from ._numerics import bounded as bounded
 from ._numerics import compute_dtype as compute_dtype
 from ._numerics import debias as debias
 from ._numerics import norm as norm
+from ._numerics import quotient as quotient
+from ._numerics import root as root
 from ._numerics import root_mean_square as root_mean_square
 from ._numerics import safe_increment as safe_increment
+from ._numerics import saturated as saturated
 from ._numerics import scaled_norm as scaled_norm
 from ._numerics import weight as weight
 from ._numerics import widen as widen

@@ -41,13 +41,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
             raise trees.explain()
         if not (jnp.issubdtype(u.dtype, jnp.integer) or jnp.issubdtype(p.dtype, jnp.inexact)):
             raise _checks.not_floating("apply_updates", "params", params)
-        new.append(jax.lax.add(u, p) if u.dtype == p.dtype else _add(p, u))
+        new.append(jax.lax.add(u, p) if u.dtype == p.dtype else added(p, u))
     return trees.rebuild(new)
 
 
 @jax.jit
-def _add(p: Any, u: Any) -> Any:
-    """The sum of two dtypes, which may differ on purpose."""
+def added(p: Any, u: Any) -> Any:
+    """The new parameter: p + u in the wider dtype of the two, rounded once to p's."""
     if all(jnp.issubdtype(x.dtype, jnp.inexact) for x in (p, u)):
         real = compute_dtype(p.dtype, u.dtype)  # numpy knows no wider one of two 8-bit floats
         p_wide, u = widen(p, real), widen(u, real)

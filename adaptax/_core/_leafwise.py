@@ -22,7 +22,7 @@ from . import _checks, _tree
 from ._called import number_now
 from ._kinds import frozen
 from ._matrices import Task, Together, current_sharing, shared_out
-from ._numerics import compute_dtype, mixing, safe_increment, widen
+from ._numerics import compute_dtype, mixing, narrowed, safe_increment, widen
 
 SKIP = "skip"  # a leaf's entry in `per_leaf` where the link leaves it alone
 
@@ -387,7 +387,7 @@ def kernel(
             u, *after = out if mine else (out,)
             if u.shape != g.shape:
                 raise _checks.LeafError
-            new += [a.astype(s.dtype) for a, s in zip(after, mine, strict=True)]
+            new += [narrowed(a, s.dtype) for a, s in zip(after, mine, strict=True)]
         return u.astype(u.dtype if dtype is None else dtype), *new
 
     leaf.__name__ = leaf.__qualname__ = "_".join(s.factory.__name__ for s in structures)

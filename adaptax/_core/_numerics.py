@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,17 +51,32 @@ class Decay:
         return 1 - self.complement
 
 
-def average(x: Any, mean: Any, decay: Any) -> Any:
+def average(x: Any, mean: Any, decay: Any, infinite: Literal["", "+", "±"] = "±") -> Any:
     """One step of an exponential average, b·mean + (1 - b)·x.
 
     Computed as mean + (1 - b)·(x - mean), whose error near b = 1 does not add up over the steps;
-    for b below one half as x - b·(x - mean), which is x where b is 0.
+    for b below one half as x - b·(x - mean), which is x where b is 0. In this form an infinite
+    mean would become NaN, inf - inf, unless it is kept out of the difference.
+
+    Args:
+        x: What is averaged, real or complex.
+        mean: The average before.
+        decay: b, a number or a `Decay`.
+        infinite: The infinities that the mean may reach and then stays at. Each sign costs an
+            operation. Squares have "+"; where what is infinite has been lost anyway, "".
     """
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(mean):
+        parts = (average(part(x), part(mean), decay, infinite) for part in (jnp.real, jnp.imag))
+        return jax.lax.complex(*parts)
     complement = jnp.asarray(Decay.of(decay).complement)
     slow, dtype = complement <= 0.5, jnp.result_type(x, mean)
+    x, mean = jnp.asarray(x, dtype), jnp.asarray(mean, dtype)
     # Not jnp.where, a function of its own that XLA would inline again for each leaf.
-    nearer = jax.lax.select(slow, jnp.asarray(mean, dtype), jnp.asarray(x, dtype))
-    return nearer + jax.lax.select(slow, complement, complement - 1) * (x - mean)
+    nearer, other = jax.lax.select(slow, mean, x), jax.lax.select(slow, x, mean)
+    largest = np.asarray(jnp.finfo(dtype).max, dtype)
+    start = nearer if not infinite else jax.lax.min(nearer, largest)
+    start = jax.lax.max(start, -largest) if infinite == "±" else start
+    return nearer + jax.lax.select(slow, complement, 1 - complement) * (other - start)
 
 
 def weight(decay: Any, t: Any) -> Any:
@@ -79,6 +94,36 @@ def abs_sq(x: Any) -> Any:
     if jnp.iscomplexobj(x):
         return jnp.square(jnp.real(x)) + jnp.square(jnp.imag(x))
     return jnp.square(x)
+
+
+@jax.custom_jvp
+def root(x: Any) -> Any:
+    """√x, whose derivative at 0 is taken to be 0.
+
+    As a norm has it there. And where √ν divides an average of gradients, both are 0 for an entry
+    that has seen no gradient yet, and the slope of the quotient is that of the average over ε.
+    """
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    y = root(*primals)
+    zero = y == 0
+    return y, jnp.where(zero, 0, 0.5 / jnp.where(zero, 1, y)) * tangents[0]
+
+
+@jax.custom_jvp
+def quotient(x: Any, y: Any) -> Any:
+    """x / y, whose derivatives do not overflow where 1 / y² does."""
+    return x / y
+
+
+@quotient.defjvp
+def _quotient_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    (x, y), (dx, dy) = primals, tangents
+    z = quotient(x, y)
+    return z, (dx - z * dy) / y
 
 
 def compute_dtype(*dtypes: Any) -> np.dtype:
@@ -110,12 +155,30 @@ def safe_increment(count: Int[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(count < INT32_MAX, count + 1, count)
 
 
-def bounded(x: Any) -> Any:
-    """x with the largest finite numbers in the place of infinities. NaN stays."""
+def bounded(x: Any, largest: float | None = None) -> Any:
+    """x within ± a number, by default the largest finite one (complex x by parts). NaN stays."""
     if jnp.iscomplexobj(x):
-        return jax.lax.complex(bounded(x.real), bounded(x.imag))
-    largest = float(jnp.finfo(x.dtype).max)
-    return jnp.clip(x, -largest, largest)
+        return jax.lax.complex(bounded(x.real, largest), bounded(x.imag, largest))
+    most = np.asarray(jnp.finfo(x.dtype).max if largest is None else largest, x.dtype)
+    return jax.lax.clamp(-most, x, most)
+
+
+def saturated(x: Any, terms: int = 1) -> Any:
+    """x, where finite, within bounds in which the squares of so many entries can be added.
+
+    For one entry of float32 they are ± 2⁶³ (9e18). Infinities stay, for all to see.
+    """
+    if jnp.iscomplexobj(x):
+        return jax.lax.complex(*(saturated(part, terms) for part in (x.real, x.imag)))
+    largest = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2 - 1) / math.sqrt(max(terms, 1))
+    return jax.lax.select(jax.lax.is_finite(x), bounded(x, largest), x)
+
+
+def narrowed(x: Any, dtype: Any) -> Any:
+    """Cast to a dtype of storage; what is too large for it becomes its largest number."""
+    if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).max < jnp.finfo(x.dtype).max:
+        x = bounded(x, float(jnp.finfo(dtype).max))
+    return x.astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -170,7 +233,7 @@ def scaled_norm(
     scale = jnp.where(plain > 1, 2.0**-power, 2.0**power).astype(real)
     scale = jnp.where(fits, one, scale)
     squares = jax.lax.cond(fits, lambda: plain, lambda: total(scale, finite))
-    return scale, jnp.sqrt(squares)
+    return scale, root(squares)
 
 
 @jax.jit
@@ -185,4 +248,4 @@ def norm(arrays: Sequence[Any]) -> Float[Array, ""]:
 
 def root_mean_square(x: Any) -> Any:
     """√(mean |x|²); 0 for an array without entries."""
-    return jnp.sqrt(jnp.sum(abs_sq(x)) / max(x.size, 1))
+    return root(jnp.sum(abs_sq(x)) / max(x.size, 1))

@@ -25,6 +25,8 @@ from .._core import (
     chain,
     leafwise,
     masked,
+    quotient,
+    root,
     transformation,
 )
 from .._core._kinds import StaticInt
@@ -123,16 +125,19 @@ def scale_by_factored_rms(
 
     def rule(t, g, p, row, col, v):
         decay = decay_rate_fn(jnp.maximum(t - 1.0 - step_offset, 0.0), decay_rate)
-        square, pair = abs_sq(g) + epsilon, axes(g)
+        pair = axes(g)
+        square = abs_sq(g) + epsilon
         if pair is None:
-            v = average(square, v, decay)
-            return g / jnp.sqrt(v), row, col, v
+            v = average(square, v, decay, infinite="+")
+            return g / root(v), row, col, v
         second, largest = pair
-        row = average(jnp.mean(square, largest), row, decay)
-        col = average(jnp.mean(square, second), col, decay)
+        # Within bounds in which all can be added: an infinite mean would be the end of a row.
+        square = jnp.minimum(square, float(jnp.finfo(square.dtype).max) / square.size)
+        row = average(jnp.mean(square, largest), row, decay, infinite="")
+        col = average(jnp.mean(square, second), col, decay, infinite="")
         mean = jnp.mean(row, second - (second > largest), keepdims=True)
-        rows, cols = jnp.expand_dims(row / mean, largest), jnp.expand_dims(col, second)
-        return g / jnp.sqrt(rows) / jnp.sqrt(cols), row, col, v
+        rows, cols = jnp.expand_dims(quotient(row, mean), largest), jnp.expand_dims(col, second)
+        return g / root(rows) / root(cols), row, col, v
 
     return leafwise(
         rule,

@@ -14,6 +14,7 @@ from .._core import (
     abs_sq,
     chain,
     leafwise,
+    root,
     transformation,
 )
 from ..transforms import scale_by_learning_rate
@@ -53,7 +54,8 @@ def scale_by_rss(initial_accumulator_value: NonNegative = 0.1, eps: NonNegative 
 
     def rule(t, g, p, s):
         s = s + abs_sq(g)
-        return jnp.where(s > 0, g / jnp.sqrt(jnp.where(s > 0, s, 1.0) + eps), 0.0), s
+        v = s + eps
+        return g / root(jnp.where(v == 0, 1.0, v)), s
 
     slot = Slot(fill=initial_accumulator_value, real=True)
     return leafwise(rule, ScaleByRssState, sum_of_squares=slot)

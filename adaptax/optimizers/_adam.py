@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from .._core import (
@@ -22,6 +21,7 @@ from .._core import (
     chain,
     debias,
     leafwise,
+    root,
     transformation,
 )
 from ..transforms import add_decayed_weights, scale_by_learning_rate
@@ -72,8 +72,9 @@ def scale_by_adam(
         b2: β₂, in [0, 1).
         eps: ε >= 0, outside the root, in the unit of g. At 0 (with eps_root 0), an entry whose
             gradients have all been 0 gives 0/0 = NaN.
-        eps_root: ε̄ >= 0, inside the root, in the unit of g²; > 0 to differentiate through a
-            zero gradient.
+        eps_root: ε̄ >= 0, inside the root, in the unit of g². Not needed to differentiate through
+            gradients of zero: at g = 0, √ν counts as constant, and the slope of the first step is
+            1/ε.
         mu_dtype: The dtype in which μ is stored; None: the parameter's, float32 for 16 bits.
         nesterov: Look one step ahead.
 
@@ -87,14 +88,14 @@ def scale_by_adam(
     """
 
     def rule(t, g, p, mu, nu):
-        mu = average(g, mu, b1)
-        nu = average(abs_sq(g), nu, b2)
+        mu = average(g, mu, b1, infinite="")  # beside an infinite ν
+        nu = average(abs_sq(g), nu, b2, infinite="+")
         if nesterov:
             d = Decay.of(b1)
             m = d.value * debias(mu, b1, t + 1) + d.complement * debias(g, b1, t)
         else:
             m = debias(mu, b1, t)
-        return m / (jnp.sqrt(debias(nu, b2, t) + eps_root) + eps), mu, nu
+        return m / (root(debias(nu, b2, t) + eps_root) + eps), mu, nu
 
     return leafwise(rule, ScaleByAdamState, mu=Slot(dtype=mu_dtype), nu=Slot(real=True))
 

@@ -19,6 +19,7 @@ from .._core import (
     chain,
     debias,
     leafwise,
+    root,
     transformation,
 )
 from ..transforms import scale_by_learning_rate
@@ -88,12 +89,12 @@ def scale_by_amsgrad(
     after = bias_correction_nu and correct_after_max
 
     def rule(t, g, p, mu, nu, nu_max):
-        mu = average(g, mu, b1)
-        nu = average(abs_sq(g), nu, b2)
+        mu = average(g, mu, b1, infinite="")  # beside an infinite ν
+        nu = average(abs_sq(g), nu, b2, infinite="+")
         m = debias(mu, b1, t) if bias_correction_mu else mu
         nu_max = jnp.maximum(nu_max, debias(nu, b2, t) if before else nu)
         v = debias(nu_max, b2, t) if after else nu_max
-        return m / (jnp.sqrt(v + eps_root) + eps), mu, nu, nu_max
+        return m / (root(v + eps_root) + eps), mu, nu, nu_max
 
     return leafwise(
         rule,

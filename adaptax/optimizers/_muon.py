@@ -36,6 +36,7 @@ from .._core import (
     newton_schulz,
     on_stack,
     partition,
+    saturated,
     transformation,
 )
 from ..transforms import add_decayed_weights, scale_by_learning_rate
@@ -207,16 +208,18 @@ def scale_by_muon(
         The average is bias-corrected, as in optax.
     """
     single = not isinstance(ns_coeffs[0], tuple)
-    rows = (ns_coeffs,) * ns_steps if single else ns_coeffs[-ns_steps:]
+    steps = (ns_coeffs,) * ns_steps if single else ns_coeffs[-ns_steps:]
 
     def rule(t, g, p, mu, *, spec):
+        rows, columns = spec.fans(g.shape)
+        g = saturated(g, rows * columns)
         mu = average(g, mu, beta)
         if nesterov:
             d = Decay.of(beta)
             m = d.value * debias(mu, beta, t + 1) + d.complement * debias(g, beta, t)
         else:
             m = debias(mu, beta, t)
-        u = spec.on_matrices(lambda x: newton_schulz(x, rows, eps, preconditioning), m)
+        u = spec.on_matrices(lambda x: newton_schulz(x, steps, eps, preconditioning), m)
         return (jnp.sum(m.conj() * u) * u if adaptive else u), mu
 
     return leafwise(
@@ -224,7 +227,7 @@ def scale_by_muon(
         MuonState,
         per_leaf=_axes_of(weight_dimension_numbers),
         matrices=True,
-        scalars={"ns_coeffs": ns_coeffs if single else rows},
+        scalars={"ns_coeffs": ns_coeffs if single else steps},
         mu=Slot(dtype=mu_dtype),
     )
 

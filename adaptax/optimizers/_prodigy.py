@@ -24,6 +24,8 @@ from .._core import (
     average,
     compute_dtype,
     leafwise,
+    root,
+    saturated,
     transformation,
     weight,
     widen,
@@ -57,7 +59,9 @@ def _inner_product(g: Any, p0: Any, p: Any) -> Any:
     """⟨g, w₀ - w⟩ of one leaf."""
     real = compute_dtype(g.dtype, p.dtype)
     g, p0, p = (widen(x, real) for x in (g, p0, p))
-    return jnp.sum(jnp.real(g.conj() * (p0 - p)))  # a dot has 8 bits on TPUs, and no sharding
+    return jnp.sum(
+        jnp.real(saturated(g).conj() * (p0 - p))
+    )  # a dot has 8 bits on TPUs, and no sharding
 
 
 @jax.jit
@@ -65,7 +69,7 @@ def _l1_norm(b3: Any, push: Any, g: Any, s: Any) -> Any:
     """‖s‖₁ of one leaf after this step."""
     real = compute_dtype(g.dtype, s.dtype)
     b3, push = jnp.asarray(b3, real), jnp.asarray(push, real)
-    return jnp.sum(jnp.abs(b3 * widen(s, real) + push * widen(g, real)))
+    return jnp.sum(jnp.abs(b3 * widen(s, real) + push * saturated(widen(g, real))))
 
 
 @transformation
@@ -127,7 +131,8 @@ def prodigy(
         r = b3.value * state.numerator_weighted + rate * d / estim_lr0 * come
         after = functools.partial(_l1_norm, b3.value, push)
         norm = _tree.total(after, updates, state.grad_sum, like=d)
-        found = jnp.where(norm > 0, estim_lr_coef * r / norm, 0.0)
+        seen = norm > 0
+        found = jnp.where(seen, estim_lr_coef * r / jnp.where(seen, norm, 1.0), 0.0)
         return {
             "estim_lr": jnp.maximum(d, found),
             "numerator_weighted": r,
@@ -137,10 +142,12 @@ def prodigy(
         }
 
     def rule(t, g, p, m, v, s, p0, *, estim_lr, numerator_weighted, d, rate, push):
-        m = average(d * g, m, b1)
-        v = average(d**2 * abs_sq(g), v, b2)
+        g = saturated(g)
+        scaled = d * g
+        m = average(scaled, m, b1)
+        v = average(abs_sq(scaled), v, b2, infinite="+")
         s = b3.value * s + push * g
-        return -rate * (m / (jnp.sqrt(v) + estim_lr * eps) + weight_decay * p), m, v, s, p0
+        return -rate * (m / (root(v) + estim_lr * eps) + weight_decay * p), m, v, s, p0
 
     return leafwise(
         rule,

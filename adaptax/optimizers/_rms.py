@@ -20,6 +20,7 @@ from .._core import (
     debias,
     identity,
     leafwise,
+    root,
     transformation,
 )
 from ..transforms import scale_by_learning_rate, trace
@@ -111,9 +112,9 @@ def scale_by_rms(
     state = ScaleByRmsWithCountState if bias_correction else ScaleByRmsState
 
     def rule(t, g, p, nu):
-        nu = average(abs_sq(g), nu, decay)
+        nu = average(abs_sq(g), nu, decay, infinite="+")
         v = debias(nu, decay, t) if bias_correction else nu
-        return g / (jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v) + eps), nu
+        return g / (root(v + eps) if eps_in_sqrt else root(v) + eps), nu
 
     return leafwise(rule, state, nu=Slot(fill=initial_scale, real=True))
 
@@ -158,10 +159,11 @@ def scale_by_stddev(
 
     def rule(t, g, p, mu, nu):
         mu = average(g, mu, decay)
-        nu = average(abs_sq(g), nu, decay)
+        nu = average(abs_sq(g), nu, decay, infinite="+")
         m, v = (debias(x, decay, t) if bias_correction else x for x in (mu, nu))
-        v = jnp.maximum(v - abs_sq(m), 0.0)
-        return g / (jnp.sqrt(v + eps) if eps_in_sqrt else jnp.sqrt(v) + eps), mu, nu
+        # Beside an infinite ν the variance is infinite, whatever the mean.
+        v = jnp.maximum(v - jnp.minimum(abs_sq(m), float(jnp.finfo(v.dtype).max)), 0.0)
+        return g / (root(v + eps) if eps_in_sqrt else root(v) + eps), mu, nu
 
     return leafwise(rule, state, mu=Slot(), nu=Slot(fill=initial_scale, real=True))
 

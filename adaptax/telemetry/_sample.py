@@ -31,6 +31,8 @@ class Sample(NamedTuple):
     leaves: dict[str, None]
     groups: dict[str, None]
 
+    records = True  # guards pass over it
+
     @property
     def names(self) -> list[str]:
         """The names of the rows: leaves, groups, "total"."""

@@ -67,9 +67,11 @@ def clip_by_global_norm(max_norm: Bound) -> Leafwise:
 
     def shared(t: Any, updates: Any, params: Any, state: Any) -> dict[str, Any]:
         scale, norm = _manual.scaled_norm(_tree.entries(updates), finite=True)
-        large, one = norm / scale > max_norm, jnp.ones_like(norm)
+        one = jnp.ones_like(norm)
+        # Norm / scale > max_norm, where neither side overflows.
+        large = norm / jnp.maximum(scale, one) > max_norm * jnp.minimum(scale, one)
         return {
-            "factor": jnp.where(large, max_norm / norm, one),
+            "factor": jnp.where(large, max_norm, one) / jnp.where(large, norm, one),
             "scale": jnp.where(large, scale, one),
         }
 

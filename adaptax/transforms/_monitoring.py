@@ -37,6 +37,8 @@ class SnapshotState(NamedTuple):
 
     measurement: dict[str, ArrayTree]
 
+    records = True  # no update comes from it, and NaN may be in it: guards don't look
+
 
 class MonitorState(NamedTuple):
     """The state of `monitor`.
@@ -48,6 +50,8 @@ class MonitorState(NamedTuple):
 
     measurements: dict[str, ArrayTree]
     measure_states: tuple[Any, ...]
+
+    records = True
 
 
 def _seen(tree: Any) -> Any:

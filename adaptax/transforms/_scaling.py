@@ -11,6 +11,7 @@ from .._core import (
     LearningRate,
     NonNegative,
     Real,
+    bounded,
     leafwise,
     norm,
     root_mean_square,
@@ -110,7 +111,8 @@ def scale_by_trust_ratio(
 
     def rule(t, g, p):
         g_norm, p_norm = (jnp.maximum(norm([x]), min_norm) for x in (g, p))
-        ratio = trust_coefficient * p_norm / (g_norm + eps)
-        return jnp.where((g_norm == 0) | (p_norm == 0), 1.0, ratio) * g
+        zero = (g_norm == 0) | (p_norm == 0)
+        ratio = bounded(trust_coefficient * p_norm / jnp.where(zero, 1.0, g_norm + eps))
+        return jnp.where(zero, 1.0, ratio) * g
 
     return leafwise(rule, EmptyState, needs_params=True)

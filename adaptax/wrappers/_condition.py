@@ -152,7 +152,8 @@ def conditionally_mask(
 def apply_if_finite(inner: Transform, max_consecutive_errors: Annotated[int, StaticInt(0)]) -> Pair:
     """Leave out updates that are not finite, up to so many in a row.
 
-    Such an update becomes zero, and the inner state stays as it is, bit for bit. After
+    Such an update becomes zero, and the inner state stays as it is, bit for bit. What comes out
+    of the inner transformation counts too, as in `guard`. After
     `max_consecutive_errors` of them in a row the next ones are applied, NaN and all, so that a
     broken run shows. `guard` never lets them through.
 
@@ -174,10 +175,12 @@ def apply_if_finite(inner: Transform, max_consecutive_errors: Annotated[int, Sta
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         state = checked("apply_if_finite", ApplyIfFiniteState, state)
-        finite = _manual.everywhere(all_finite(updates), state.notfinite_count)
-        in_a_row = jnp.where(finite, 0, safe_increment(state.notfinite_count))
         step = Step(node, updates, state.inner_state, params, extra_args)
-        new, inner_state = step.taken_if(finite | (in_a_row > max_consecutive_errors))
+        enough = state.notfinite_count >= max_consecutive_errors
+        new, inner_state, finite = step.taken_if_sound(
+            all_finite(updates), state.notfinite_count, anyway=enough
+        )
+        in_a_row = jnp.where(finite, 0, safe_increment(state.notfinite_count))
         total = state.total_notfinite
         total = jnp.where(finite, total, safe_increment(total))
         return new, ApplyIfFiniteState(in_a_row, finite, total, inner_state)

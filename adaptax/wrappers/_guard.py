@@ -30,7 +30,7 @@ class GuardState(NamedTuple):
     Attributes:
         inner_state: The inner transformation's state.
         accepted: Steps taken, int32 ().
-        not_finite: Steps skipped because the norm was NaN or infinite, int32 ().
+        not_finite: Steps skipped because the norm, or what came out, was not finite, int32 ().
         spikes: Steps skipped because the norm was above the limit, int32 ().
         consecutive: Steps skipped in a row, up to now, int32 ().
         stuck: Whether `max_consecutive` steps in a row have been skipped at any time, bool ().
@@ -55,7 +55,7 @@ class GuardReport(NamedTuple):
     Attributes:
         steps: Steps in all, int32 ().
         skipped: Of these skipped, int32 ().
-        not_finite: Of the skipped, those whose norm was NaN or infinite, int32 ().
+        not_finite: Of the skipped, those whose norm, or result, was not finite, int32 ().
         spikes: Of the skipped, those whose norm was above the limit, int32 ().
         consecutive: Skipped in a row up to now, int32 ().
         stuck: Whether too many were skipped in a row at any time, bool ().
@@ -89,7 +89,7 @@ def guard(
     window: Annotated[int, StaticInt(2)] = 128,
     max_consecutive: Count = 10,
 ) -> Pair:
-    r"""Take no step on gradients that are not finite, or larger than they have been.
+    r"""Take no step that is not finite, or on gradients larger than they have been.
 
     With the global norm :math:`n_t = \lVert g_t \rVert`, a step is skipped if n is NaN or
     infinite, or if
@@ -97,9 +97,12 @@ def guard(
     .. math:: n_t > \mu + k \max(\sigma, 10^{-6} \mu)
 
     where μ and σ are the mean and the standard deviation (of the population) of the last
-    `window` norms that were accepted, once there are half as many, and at least two. A skipped
-    step has updates of zero and leaves the inner state as it is, bit for bit; the inner update
-    is not computed.
+    `window` norms that were accepted, once there are half as many, and at least two. It is also
+    skipped if what comes out is not finite: an update, or a parameter with it where parameters
+    are given, or if something in the state becomes NaN. (A second moment may become infinite; its
+    entry then stands still.) A skipped step has updates of zero and leaves the inner state as it
+    is, bit for bit. Under jit the inner update is computed twice, first only to look at it, which
+    reads the state once more and takes no memory.
 
     Nothing is raised and no NaN is let through, ever: after `max_consecutive` skipped steps in a
     row, `stuck` in the state becomes True and stays so. Look at it now and then
@@ -149,16 +152,18 @@ def guard(
         norms, accept = state.norms, finite
         if max_deviation is not None:
             accept &= norm <= _limit(norms, state.accepted, max_deviation)
-            place = state.accepted % window
-            norms = jnp.where(accept, jnp.asarray(norms).at[place].set(norm), norms)
         step = Step(node, updates, state.inner_state, params, extra_args)
-        new, inner_state = step.taken_if(accept)
-        consecutive = jnp.where(accept, 0, safe_increment(state.consecutive))
+        new, inner_state, accepted = step.taken_if_sound(accept, state.accepted)
+        finite &= accepted | ~accept
+        if max_deviation is not None:
+            place = state.accepted % window
+            norms = jnp.where(accepted, jnp.asarray(norms).at[place].set(norm), norms)
+        consecutive = jnp.where(accepted, 0, safe_increment(state.consecutive))
         return new, GuardState(
             inner_state=inner_state,
-            accepted=_counted(state.accepted, accept),
+            accepted=_counted(state.accepted, accepted),
             not_finite=_counted(state.not_finite, ~finite),
-            spikes=_counted(state.spikes, finite & ~accept),
+            spikes=_counted(state.spikes, finite & ~accepted),
             consecutive=consecutive,
             stuck=state.stuck | (consecutive >= max_consecutive),
             norm=norm,

@@ -25,7 +25,7 @@ from .._core import (
     widen,
 )
 from .._core._numerics import mixing
-from ._step import Step, all_finite, checked, choose, inner_part, only_state
+from ._step import Step, all_finite, checked, inner_part, only_state
 
 
 class DynamicLossScaleState(NamedTuple):
@@ -84,7 +84,8 @@ def dynamic_loss_scale(
     `lowbit.master_weights` between the two to keep it from that); what returns has the dtypes of
     the gradients. Where one is NaN or infinite,
     the updates are zero, the inner state stays as it is, bit for bit, and the scale falls by
-    the factor; after `growth_interval` steps without one it rises by it:
+    the factor; after `growth_interval` steps without one it rises by it. A step whose result is
+    not finite (see `guard`) is left out too; the scale stays.
 
     .. math::
 
@@ -126,14 +127,13 @@ def dynamic_loss_scale(
         scale = state.loss_scale
         good = _manual.everywhere(all_finite(updates), state.good_steps)
         step = Step(node, updates, state.inner_state, params, extra_args)
-        dtypes = step.dtypes()
-
-        def go() -> Any:
-            unscaled = jax.tree.map(lambda g: _divided(g, scale), updates)
-            return step.done(dtypes, unscaled, rounds)
-
-        new, inner_state = choose(good, go, lambda: step.left_out(dtypes))
-        steps = safe_increment(state.good_steps)
+        new, inner_state, taken = step.taken_if_sound(
+            good,
+            state.good_steps,
+            updates=lambda: jax.tree.map(lambda g: _divided(g, scale), updates),
+            rounds=rounds,
+        )
+        steps = jnp.where(taken, safe_increment(state.good_steps), state.good_steps)
         grows = good & (steps >= growth_interval)
         by = jnp.asarray(factor, jnp.float32)
         scale = jnp.where(good, jnp.where(grows, scale * by, scale), scale / by)
@@ -141,7 +141,7 @@ def dynamic_loss_scale(
         return new, DynamicLossScaleState(
             loss_scale=clamped(scale),
             good_steps=jnp.where(good & ~grows, steps, 0),
-            skipped=jnp.where(good, skipped, safe_increment(skipped)),
+            skipped=jnp.where(taken, skipped, safe_increment(skipped)),
             inner_state=inner_state,
         )
 

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from .._core import Node, OptState, Updates, _checks, _manual, _numerics, _tree, unboxed
+from .._core._apply import added
 
 
 @jax.jit
@@ -21,6 +22,52 @@ def _finite(arrays: Sequence[Any]) -> Any:
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no entry of a tree is infinite or NaN; None and integers never are."""
     return _finite([jnp.asarray(x) for x in jax.tree.leaves(tree) if not _tree.is_float0(x)])
+
+
+@jax.jit
+def _sound(steps: Sequence[Any], slots: Sequence[Any]) -> Any:
+    flags = [jnp.all(jnp.isfinite(u)) if p is None else jnp.all(_lands(p, u)) for u, p in steps]
+    flags += [~jnp.any(jnp.isnan(new) & ~jnp.isnan(old)) for new, old in slots]
+    return _numerics.fold(jnp.all, flags) if flags else jnp.array(True)
+
+
+def _lands(p: Any, u: Any) -> Any:
+    """Where an update is finite, and does not make a finite parameter infinite."""
+    return jnp.isfinite(u) & (jnp.isfinite(added(p, u)) | ~jnp.isfinite(p))
+
+
+def _fits(p: Any, shape: tuple[int, ...]) -> bool:
+    return isinstance(p, jax.Array | np.ndarray) and _tree.is_inexact(p) and p.shape == shape
+
+
+def _records(x: Any) -> bool:
+    return getattr(type(x), "records", False)
+
+
+def _slots(state: Any) -> list[Any]:
+    """The arrays of a state that its next updates may come from."""
+    leaves = jax.tree.leaves(state, is_leaf=_records)
+    return [jnp.asarray(x) for x in leaves if not _records(x) and _tree.is_inexact(x)]
+
+
+def sound(updates: Any, params: Any, state: Any, before: Any) -> Bool[Array, ""]:
+    """Whether what came out of a step can be gone on with.
+
+    The updates have to be finite, and the parameters with them; in the state, which may hold
+    infinities (a sum that is full), nothing has become NaN. Measurements do not count.
+    """
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=_tree.is_none)
+    try:
+        beside = treedef.flatten_up_to(params)
+    except ValueError:  # without parameters, or they are another's business
+        beside = [None] * len(leaves)
+    steps = [
+        (jnp.asarray(u), p if _fits(p, jnp.shape(u)) else None)
+        for u, p in zip(leaves, beside, strict=True)
+        if _tree.is_inexact(u)
+    ]
+    pairs = zip(_slots(state), _slots(before), strict=True)
+    return _sound(steps, [(new, old) for new, old in pairs if new.shape == old.shape])
 
 
 def choose(proceed: Any, go: Callable[[], Any], stay: Callable[[], Any]) -> Any:
@@ -87,6 +134,49 @@ class Step(NamedTuple):
         """`done` where `proceed` holds, else `left_out`."""
         dtypes = self.dtypes()
         return choose(proceed, lambda: self.done(dtypes), lambda: self.left_out(dtypes, instead))
+
+    def taken_if_sound(
+        self,
+        proceed: Any,
+        like: Any,
+        *,
+        anyway: Any = False,
+        updates: Callable[[], Any] | None = None,
+        rounds: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        """`done` where `proceed` holds and what comes out is `sound`, else `left_out`.
+
+        Args:
+            proceed: A bool. Inside `jax.shard_map` it has to hold on all devices that share `like`.
+            like: A counter of the wrapper's.
+            anyway: Where True, it is done in any case.
+            updates: Makes what the inner transformation gets, if it is not the updates.
+            rounds: As in `done`.
+
+        Returns:
+            Updates, state, and whether `proceed` holds and what came out is sound.
+        """
+        dtypes = self.dtypes()
+        proceed = _manual.everywhere(proceed, like)
+
+        def go() -> tuple[Any, Any]:
+            return self.done(dtypes, None if updates is None else updates(), rounds)
+
+        def judged(new: Any, state: Any) -> Any:
+            return sound(new, self.params, state, self.state)
+
+        def stay() -> tuple[Any, Any]:
+            return self.left_out(dtypes)
+
+        if not isinstance(proceed, Tracer):
+            result = go() if proceed or anyway else stay()
+            good = jnp.asarray(proceed) & judged(*result)
+            return *choose(good | anyway, lambda: result, stay), good
+        # The step is computed twice, first only to look at it. So nothing is kept for the case
+        # that it is left out: the state is overwritten in place.
+        good = choose(proceed, lambda: judged(*go()), lambda: jnp.array(False))
+        good = _manual.everywhere(good, like)
+        return *choose(good | anyway, go, stay), good
 
 
 def _narrow(dtype: Any) -> bool:
