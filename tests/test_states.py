@@ -337,9 +337,8 @@ def test_a_train_state_with_an_equal_transformation_is_not_traced_again():
 
     for _ in range(2):
         tx = adaptax.adamw(jnp.array(0.1), weight_decay=np.float32(0.5))
-        state = TrainState.create(apply_fn=loss, params=params(), tx=tx)
-        state = step(state, grads())
-    assert len(traced) == 1 and int(state.step) == 1
+        state = step(TrainState.create(apply_fn=loss, params=params(), tx=tx), grads())
+        assert len(traced) == 1 and int(state.step) == 1
 
 
 def test_stacked_and_learned_numbers_go_into_flax_as_a_pair_of_optax():
