@@ -510,11 +510,14 @@ def test_an_integer_parameter_takes_none_or_float0():
 
 OTHER = [
     row("parameter that is text", lambda: ADAM.init({"w": "text"}), TypeError,
-        r"^scale_by_adam: parameters must be arrays, got 'text' \(str\) at \['w'\]\.$"),
+        r"^adam: parameters must be arrays, got 'text' \(str\) at \['w'\]\.$"),
     row("parameters that are an object", lambda: SCALE.init(object()), TypeError,
         r"^scale_by_adam: parameters must be arrays, got <object object .* at the root\.$"),
     row("vector for muon", lambda: adaptax.scale_by_muon().init(params()), ValueError,
         r"^scale_by_muon: \['b'\] has 1 axes, which do not hold the matrix of MuonDimensionN"),
+    row("order of complex numbers", lambda: adaptax.clip(1.0).update(
+        {"w": jnp.ones(2, jnp.complex64)}, ()), TreeMismatchError,
+        r"^clip: complex numbers have no order, and updates are complex at \['w'\]\. clip_by_bl"),
     row("mask of another tree",
         lambda: adaptax.adamw(0.1, mask=lambda tree: {"b": True}).init(params()), TypeError,
         r"add_decayed_weights.*: a mask is a path pattern, or a tree of bools with the param"),

@@ -109,10 +109,8 @@ def test_structures_are_those_of_optax_to_the_last_node(around, mask):
 def test_updates_under_a_prefix_are_those_of_optax(mask):
     def run(lib: Any) -> Any:
         tx = _frozen(lib, lib.chain(lib.trace(0.9), lib.add_decayed_weights(0.1, mask)), mask)
-        state, updates = tx.init(deep()), None
-        for _ in range(2):
-            updates, state = tx.update(deep(), state, deep())
-        return updates, state
+        _, state = tx.update(deep(), tx.init(deep()), deep())
+        return tx.update(deep(), state, deep())
 
     with optax_rules():
         wanted = run(optax)
@@ -415,7 +413,6 @@ LANDING: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("make", LANDING.values(), ids=LANDING.keys())
 def test_nothing_rounds_updates_that_land_on_a_16_bit_number(make):
-    """One percent of a last place a step: rounded to 16 bits, it is another step."""
     inner = adaptax.chain(adaptax.sgd(1e-3), lowbit.kahan())
     p = jnp.linspace(1.0, 2.0, 32).astype(jnp.bfloat16)
 
@@ -423,9 +420,9 @@ def test_nothing_rounds_updates_that_land_on_a_16_bit_number(make):
         def step(carry: Any, _: Any) -> Any:
             p, state = carry
             u, state = tx.update(jnp.full_like(p, 0.3), state, p)
-            return (adaptax.apply_updates(p, u), state), None
+            return (adaptax.apply_updates(p, u), state), u
 
-        return jax.lax.scan(step, (p, tx.init(p)), None, length=40)[0][0]
+        return jax.lax.scan(step, (p, tx.init(p)), None, length=5)[1]
 
     assert_same_bits(train(make(inner)), train(inner))
 
