@@ -367,6 +367,9 @@ UPDATE = [
         ValueError, r"^scale_by_learning_rate \(link 2 of adam\): learning_rate has shape \(2,\) "
         r"where one number is wanted\. A transformation with stacked hyperparameters is for "
         r"jax\.vmap"),
+    bad("complex gradients for clip", adaptax.clip(1.0),
+        lambda g, s, p: ({"z": g["b"].astype(jnp.complex64)}, s), TreeMismatchError,
+        r"^clip: complex numbers have no order, .* complex at \['z'\]\. clip_by_"),
     bad("schedule that returns None", adaptax.sgd(lambda count: None), lambda g, s, p: (g, s),
         TypeError, r"^scale_by_learning_rate \(link 2 of sgd\): learning_rate must be a number at "
         r"each step, got None \(NoneType\) from <lambda>"),
