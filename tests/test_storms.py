@@ -49,12 +49,17 @@ GUARDS = {
         lambda s: s.inner_state,
     ),
     "MultiSteps": Guard(
-        lambda tx: MultiSteps(tx, 1),
-        lambda before, after: after.gradient_step > before.gradient_step,
-        lambda s: s.inner_opt_state,
+        lambda tx: MultiSteps(guard(tx), 1),
+        lambda before, after: _accepted(before.inner_opt_state, after.inner_opt_state),
+        lambda s: s.inner_opt_state.inner_state,
     ),
     "MultiSteps, drop": Guard(
-        lambda tx: MultiSteps(tx, 1, nonfinite="drop"),
+        lambda tx: MultiSteps(guard(tx), 1, nonfinite="drop"),
+        lambda before, after: _accepted(before.inner_opt_state, after.inner_opt_state),
+        lambda s: s.inner_opt_state.inner_state,
+    ),
+    "MultiSteps alone": Guard(
+        lambda tx: MultiSteps(tx, 1, should_skip_update_fn=adaptax.skip_not_finite),
         lambda before, after: after.gradient_step > before.gradient_step,
         lambda s: s.inner_opt_state,
     ),
@@ -137,17 +142,20 @@ def test_parameters_stay_finite_behind_a_guard(case):
 
 
 BEHIND_ALL = {
-    "adam": adaptax.adam(0.1),
+    "adamw": adaptax.adamw(0.1),
     "no eps": adaptax.adam(0.1, eps=0.0),
     "sgd": adaptax.sgd(10.0, momentum=0.9),
 }
 
 
-@pytest.mark.parametrize("by", GUARDS.values(), ids=GUARDS)
-@pytest.mark.parametrize("inner", BEHIND_ALL.values(), ids=BEHIND_ALL)
+# What judges means alone relies on rules that make no NaN of what is finite.
+_PAIRS = [(by, inner) for by in GUARDS for inner in BEHIND_ALL if by != "MultiSteps alone"]
+
+
+@pytest.mark.parametrize("by, inner", [*_PAIRS, ("MultiSteps alone", "adamw")])
 def test_parameters_stay_finite_behind_every_guard(by, inner):
     params = {"b": np.ones(3), "w": np.ones((2, 3))}
-    weather(Storm(inner, params, by, jnp.float32), 12)
+    weather(Storm(BEHIND_ALL[inner], params, GUARDS[by], jnp.float32), 12)
 
 
 NARROW = {

@@ -221,8 +221,8 @@ def MultiSteps(
             window is lost, and the next one begins anew. "drop": it is left out of the mean, and
             the window ends after k micro-batches all the same.
 
-    A window is also lost if what comes of its mean is not finite (see `guard`). A window that is
-    lost, or of which no weight is left because all was dropped or had weight 0,
+    To judge also what comes of a mean, wrap the inner transformation: `MultiSteps(guard(tx), k)`.
+    A window that is lost, or of which no weight is left because all was dropped or had weight 0,
     does no update, leaves the inner state as it is, and is not counted in `gradient_step`.
 
     State: `MultiStepsState`; `WeightedMultiStepsState` with `weighted` or "drop".
@@ -287,10 +287,11 @@ def MultiSteps(
         dtypes = step.dtypes()
 
         def go() -> Any:
-            new, inner_state, taken = step.taken_if_sound(
-                all_finite(acc), state.mini_step, updates=mean, rounds=rounds
+            finite = _manual.everywhere(all_finite(acc), state.mini_step)
+            done = choose(
+                finite, lambda: step.done(dtypes, mean(), rounds), lambda: step.left_out(dtypes)
             )
-            return new, inner_state, jax.tree.map(jnp.zeros_like, acc), taken
+            return *done, jax.tree.map(jnp.zeros_like, acc), finite
 
         def stay() -> Any:
             return *step.left_out(dtypes), acc, jnp.array(False)
