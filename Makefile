@@ -1,17 +1,31 @@
 # Set-up happens in $(VENV), once per change of pyproject.toml or the pins.
-#   make VENV=/elsewhere PYTHON=python3.13 JOBS=8 test
+#   make test PYTHON=python3.13 VENV=.venv-3.13 JOBS=8
 # PIP_ARGS goes to pip as it is, for example to take a CPU-only torch from another index.
 
-# The first of these that runs; set-up then checks that it is new enough.
-PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && command -v $$p && break; done)
+# The first of these that runs and is new enough.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+    $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$p && break; done)
 VENV ?= .venv
 JOBS ?= 2
 PIP_ARGS ?=
 
-CONSTRAINTS := .ci/constraints.txt
 BIN := $(VENV)/bin
+VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+# The exact versions for the Python of the environment. Where there are none, and with PINS= on the
+# command line, pip takes the newest.
+PINS = $(wildcard .ci/pins/$(shell $(@D)/bin/python $(VERSION)).txt)
 # Into the environment that holds the stamp.
-PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
+PIP_INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(PINS)) $(PIP_ARGS)
+
+# A Python that the user names is the one that runs.
+ifneq ($(filter command environment,$(firstword $(origin PYTHON))),)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(shell "$(PYTHON)" $(VERSION)),$(shell $(BIN)/python $(VERSION)))
+$(error $(VENV) holds Python $(shell $(BIN)/python $(VERSION)), not $(PYTHON): remove it, or set VENV=/another/folder)
+endif
+endif
+endif
+
 DEMO_STAMP := $(VENV)/.demo-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 # The compilers for TPUs and GPUs have an environment of their own: 1.3 GB, and no other test needs them.
@@ -23,11 +37,12 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint ruff imports types pytest docs format bench aot clean
+.PHONY: help demo test lint ruff imports types pytest docs test-short test-oldest test-newest pins \
+    format bench aot clean
 
 help:  ## Show this list
 	@echo "Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: $(DEMO_STAMP)  ## Set up and run the lecture example (writes results/lecture)
 	$(BIN)/python examples/lecture.py --out results/lecture
@@ -55,6 +70,22 @@ pytest: $(TEST_STAMP)
 	@echo "== pytest, compiled with all optimizations"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m optimized $$(grep -l mark.optimized tests/*.py)
 
+# Every fourth test of all files.
+test-short: $(TEST_STAMP)  ## A quarter of the tests
+	@echo "== pytest, a quarter"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --unoptimized --every 4
+
+test-oldest:  ## The tests with the oldest jax, numpy and jaxtyping that pyproject.toml allows, on Python 3.11
+	@$(MAKE) pytest PINS=.ci/pins/oldest.txt VENV=$(VENV)-oldest
+
+test-newest:  ## All of `make test` with the newest of everything, on the newest Python that is here
+	@rm -rf $(VENV)-newest
+	@$(MAKE) test PINS= VENV=$(VENV)-newest PYTHON="$$("$(PYTHON)" .ci/newest_python.py)"
+
+pins: | $(BIN)/python  ## Renew the exact versions for the Python of $(VENV)
+	@$(BIN)/python .ci/pins.py > .ci/pins/new
+	@mv .ci/pins/new .ci/pins/$$($(BIN)/python $(VERSION)).txt
+
 docs: $(TEST_STAMP)  ## Build the documentation in docs/_build/html
 	@echo "== documentation"
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
@@ -79,21 +110,21 @@ $(BIN)/python $(VENV)-aot/bin/python:
 	@test -n "$(PYTHON)" || { echo "adaptax needs Python 3.11 or newer, and none was found: set PYTHON=/path/to/python" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "adaptax needs Python 3.11 or newer, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1): set PYTHON=/path/to/python" >&2; exit 1; }
-	@echo "== new environment in $(@D:/bin=)"
+	@echo "== new environment in $(@D:/bin=), $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv "$(@D:/bin=)"
 
-$(DEMO_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+$(DEMO_STAMP): pyproject.toml $(wildcard .ci/pins/*.txt) | $(BIN)/python
 	@echo "== install: examples"
 	@$(PIP_INSTALL) -e '.[examples]'
 	@touch $@
 
 # Holds all that the demo needs too.
-$(TEST_STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+$(TEST_STAMP): pyproject.toml $(wildcard .ci/pins/*.txt) | $(BIN)/python
 	@echo "== install: test, docs, examples, bench"
 	@$(PIP_INSTALL) -e '.[test,docs,examples,bench]'
 	@touch $@ $(DEMO_STAMP)
 
-$(AOT_STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)-aot/bin/python
+$(AOT_STAMP): pyproject.toml $(wildcard .ci/pins/*.txt) | $(VENV)-aot/bin/python
 	@echo "== install: aot, test, bench"
 	@$(PIP_INSTALL) -e '.[aot,test,bench]'
 	@touch $@

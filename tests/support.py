@@ -78,10 +78,18 @@ def optax_rules() -> Iterator[None]:
         yield
 
 
-def inner_jits(f: Callable[..., Any], *args: Any) -> list[str]:
-    """The names of the jitted functions that f calls, one for each call."""
-    equations = jax.make_jaxpr(f)(*args).jaxpr.eqns
-    return [e.params["name"] for e in equations if e.primitive.name in ("pjit", "jit")]
+def inner_jits(
+    f: Callable[..., Any], *args: Any, entered_by: tuple[int, ...] | None = None
+) -> list[str]:
+    """The names of the jitted functions that f calls, one for each call.
+
+    Among them are jax's own, which depend on its version. With `entered_by`, only those functions
+    count that take an array of this shape.
+    """
+    calls = [e for e in jax.make_jaxpr(f)(*args).jaxpr.eqns if e.primitive.name in ("pjit", "jit")]
+    if entered_by is not None:
+        calls = [e for e in calls if entered_by in [jnp.shape(x.aval) for x in e.invars]]
+    return [e.params["name"] for e in calls]
 
 
 def skeleton(tree: Any) -> Any:

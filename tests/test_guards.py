@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from support import (
     assert_close,
     assert_same_bits,
@@ -430,6 +429,7 @@ def test_float16_parameters_get_float16_updates_from_float32_moments():
 
 
 def test_the_scale_is_that_of_torch():
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(5)
     bad = rng.random(60) < 0.15
     tx = dynamic_loss_scale(adaptax.sgd(0.1), 2.0**6, growth_interval=4, factor=4.0)

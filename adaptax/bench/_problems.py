@@ -73,7 +73,7 @@ def libraries() -> list[Library]:
 def torch_or_none() -> Any:
     """The module `torch`, or None where it is not installed: its column stays empty."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         return None
     return torch

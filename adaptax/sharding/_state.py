@@ -60,7 +60,7 @@ def state_sharding(
     ):
         of = None if owner.index is None else shardings[owner.index]
         spec = pin or PartitionSpec(*([] if of is None else entries(owner, leaf.shape, of)))
-        kind = aval.memory_space.name.lower()
+        kind = aval.memory_space.name.lower()  # pyright: ignore[reportAttributeAccessIssue]
         out.append(NamedSharding(mesh, spec, memory_kind=_KINDS.get(kind)))
     return structure.unflatten(out)
 
