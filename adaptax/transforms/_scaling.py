@@ -82,7 +82,9 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3) -> Leafwise:
     """
 
     def rule(t, g, p):
-        return g * jnp.maximum(root_mean_square(p), min_scale)
+        # Where the squares overflow, as large as they can be.
+        most = 2.0 ** (jnp.finfo(p.dtype).maxexp // 2)
+        return g * jnp.clip(root_mean_square(p), min_scale, most)
 
     return leafwise(rule, EmptyState, needs_params=True)
 
