@@ -64,16 +64,17 @@ types: $(TEST_STAMP)
 	@echo "== pyright"
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --every $(EVERY)
+EVERY := 1
+
 pytest: $(TEST_STAMP)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --unoptimized
+	@$(PYTEST) --unoptimized
 	@echo "== pytest, compiled with all optimizations"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m optimized $$(grep -l mark.optimized tests/*.py)
+	@$(PYTEST) -m optimized $$(grep -l mark.optimized tests/*.py)
 
-# Every fourth test of all files.
-test-short: $(TEST_STAMP)  ## A quarter of the tests
-	@echo "== pytest, a quarter"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --unoptimized --every 4
+test-short:  ## Every fifth test, about three minutes
+	@$(MAKE) pytest EVERY=5
 
 test-oldest:  ## The tests with the oldest jax, numpy and jaxtyping that pyproject.toml allows, on Python 3.11
 	@$(MAKE) pytest PINS=.ci/pins/oldest.txt VENV=$(VENV)-oldest
