@@ -40,3 +40,22 @@ def dither(count: Any, shape: tuple[int, ...], seed: Any) -> Any:
         phase = (phase ^ (phase >> shift)) * np.uint32(factor)
     phase = phase ^ (phase >> 16)
     return phase + count.astype(jnp.uint32) * _GOLDEN
+
+
+def draws(count: Any, shape: tuple[int, ...], seed: Any) -> Any:
+    """Random numbers, one in [0, 2**32) for each element, independent from step to step."""
+    count = jnp.asarray(count).astype(jnp.uint32)
+    start = _mixed(_mixed(jnp.asarray(seed, jnp.uint32) + count * _GOLDEN) + count)
+    index = start
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride)
+    x = jnp.broadcast_to(index, shape)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    return (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+
+
+def _mixed(x: Any) -> Any:
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = (x ^ (x >> shift)) * np.uint32(factor)
+    return x ^ (x >> 16)

@@ -1,6 +1,5 @@
 """Codes that are places in a table: of 4 bits, and the published ones of 8 bits, in blocks."""
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._codec import Codec, row_shape, top_octave
+from ._codec import Codec
 
 Values = tuple[float, ...]
 
@@ -163,111 +162,3 @@ class linear_int8(Blocks):
         "in even steps, what is small beside the largest of its block becomes 0, which divides the "
         "update; training diverges. Take uint8()."
     )
-
-
-# --- 4 bits
-
-
-@dataclass(frozen=True)
-class Nibble(Table):
-    """Places in a table of at most 16 numbers, found by comparing with each."""
-
-    def _find(self, x: Any) -> Any:
-        above = [(x >= v).astype(jnp.int32) for v in self._array[1:-1]]
-        return functools.reduce(jnp.add, above)
-
-    def _at(self, place: Any) -> Any:
-        x = jnp.full(place.shape, self._array[0])
-        for i, v in enumerate(self._array[1:], 1):
-            x = jnp.where(place >= i, v, x)
-        return x
-
-
-# Least noise in the update at equal weights of a gradient that is noise and one that is signal.
-_RATIOS = (0.0, 0.09, 0.19, 0.3, 0.45, 0.67, 1.06, 2.0)
-
-
-@dataclass(frozen=True)
-class int4(Nibble):
-    """4 bits with a sign, two entries in a byte, for an average of gradients beside their squares.
-
-    Seven magnitudes, 0.09 to 2, times the root of the second moment's entry, and 0; the code -8
-    is NaN. There is no scale.
-
-    Args:
-        root_of: The slot of second moments beside this one.
-    """
-
-    root_of: str = "nu"  # type: ignore[override]
-
-    values = _RATIOS
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the codes."""
-        return jnp.int4
-
-    def encode(self, x: Any, scale: Any, random: Any) -> Any:
-        """Places of x / √scale."""
-        root = jnp.sqrt(scale)
-        ratio = jnp.where(root > 0, jnp.abs(x) / root, 0.0)
-        code = jnp.minimum(self._rounded(ratio, random), 7)
-        code = jnp.where(x < 0, -code, code)
-        return jnp.where(jnp.isfinite(x), code, -8).astype(self.dtype)
-
-    def decode(self, codes: Any, scale: Any) -> Any:
-        """The numbers, float32."""
-        code = codes.astype(jnp.int32)
-        x = self._at(jnp.abs(code)) * jnp.sqrt(scale)
-        return jnp.where(code == -8, jnp.nan, jnp.where(code < 0, -x, x))
-
-    def is_nan(self, codes: Any, scale: Any) -> Any:
-        """Where the code is that of NaN."""
-        return codes.astype(jnp.int32) == -8
-
-
-@dataclass(frozen=True)
-class uint4(Nibble):
-    """4 bits for a second moment, two entries in a byte: 14 numbers >= 0 over 20 octaves.
-
-    From the largest number of its row down, an octave apart in the first nine and then up to
-    four; the scale is an exponent for each row in uint8. What is positive stays positive: what
-    is smaller is stored as the smallest. The code 15 is NaN. Rounds as `uint8` does. A step reads
-    its arrays twice.
-    """
-
-    values = (0.0, *(2.0**-k for k in (20, 16, 13, 11, *range(9, -1, -1))))
-    signed = False
-    quarter = True
-
-    @property
-    def dtype(self) -> Any:
-        """The dtype of the codes."""
-        return jnp.uint4
-
-    def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """All zero."""
-        return jnp.zeros(shape, self.dtype), jnp.full(row_shape(shape), 32, jnp.uint8)
-
-    def scale_for(self, x: Any, old: Any = None) -> Any:
-        """The exponent above the largest number of each row."""
-        return top_octave(x, old)
-
-    def _unit(self, scale: Any) -> Any:
-        return jax.lax.bitcast_convert_type(scale.astype(jnp.int32) << 23, jnp.float32)
-
-    def encode(self, x: Any, scale: Any, random: Any) -> Any:
-        """Places of x / 2^e."""
-        ratio = x / self._unit(scale)
-        code = jnp.where(x > 0, jnp.clip(self._rounded(ratio, random), 1, 14), 0)
-        return jnp.where((x >= 0) & (x < math.inf), code, 15).astype(self.dtype)
-
-    def decode(self, codes: Any, scale: Any) -> Any:
-        """The numbers, float32."""
-        code = codes.astype(jnp.int32)
-        return jnp.where(code == 15, jnp.nan, self._at(code) * self._unit(scale))
-
-    def is_nan(self, codes: Any, scale: Any) -> Any:
-        """Where the code is that of NaN."""
-        del scale
-        return codes.astype(jnp.int32) == 15
