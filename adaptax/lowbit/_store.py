@@ -25,7 +25,7 @@ from .._core import (
 from .._core._kinds import StaticInt
 from .._core._value import call_of
 from ._codec import NEAREST, Codec, Encoded
-from ._dither import draws
+from ._dither import dither, draws
 from ._slots import Slots, formats_of
 
 
@@ -278,14 +278,15 @@ def _encode(
     pairs: list[tuple[Any, Any]] = []
     nan = None
     random = draws(count, arrays[0].shape, seeds[0])
-    for codec, i, x, scale in zip(codecs, within, arrays, scales, strict=True):
+    for codec, i, x, scale, seed in zip(codecs, within, arrays, scales, seeds, strict=True):
         x = x.astype(jnp.float32)
         if i >= 0:
             scale = codecs[i].decode(*pairs[i])
         elif codec.measures:
             scale = codec.scale_for(x, scale)
         scale = _wide(scale)
-        codes = codec.encode(x, scale, random)
+        given = dither(count, x.shape, seed) if codec.even else random
+        codes = codec.encode(x, scale, given)
         random = random << 16
         pairs.append((codes, scale))
         here = codec.is_nan(codes, scale)

@@ -13,7 +13,7 @@ _INF = 0x7F800000
 _LOWEST = 32  # a biased exponent that leaves room for the window's end
 _NAN = 0x7FC00000
 _TINY = np.finfo(np.float32).tiny
-_ONE = 0.9
+_ONE = 1.1
 _WIDTH = 0.693  # the mean of a cell over its number, where there is one an octave
 
 
@@ -189,7 +189,7 @@ class uint4(Window):
 
     bits, signed = 4, False
     rings = ((-16, 0, -2), (-8, 0, 0), (-4, -1, 1))
-    lean = 0.49
+    lean = 0.36
 
     def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
         """All zero."""
@@ -213,8 +213,8 @@ class int4(Window):
 
     root_of: str = "nu"  # type: ignore[override]
 
-    bits = 4
-    rings = ((-3, 4, -1), (-3, 2, 0))
+    bits, even = 4, True
+    rings = ((-3, 3, 0),)
 
     def _middle(self, scale: Any) -> Any:
         del scale
