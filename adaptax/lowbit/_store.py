@@ -277,17 +277,18 @@ def _encode(
     """
     pairs: list[tuple[Any, Any]] = []
     nan = None
-    random = draws(count, arrays[0].shape, seeds[0])
-    for codec, i, x, scale, seed in zip(codecs, within, arrays, scales, seeds, strict=True):
+    random: Any = None
+    slots = zip(codecs, within, arrays, scales, seeds, strict=True)
+    for number, (codec, i, x, scale, seed) in enumerate(slots):
         x = x.astype(jnp.float32)
         if i >= 0:
             scale = codecs[i].decode(*pairs[i])
         elif codec.measures:
             scale = codec.scale_for(x, scale)
         scale = _wide(scale)
-        given = dither(count, x.shape, seed) if codec.even else random
-        codes = codec.encode(x, scale, given)
-        random = random << 16
+        # One hash makes the numbers of two arrays.
+        random = random << 16 if number % 2 else draws(count, x.shape, seed)
+        codes = codec.encode(x, scale, dither(count, x.shape, seed) if codec.even else random)
         pairs.append((codes, scale))
         here = codec.is_nan(codes, scale)
         nan = here if nan is None else nan | here

@@ -12,8 +12,6 @@ from ._codec import Codec, row_shape, top_octave
 _INF = 0x7F800000
 _LOWEST = 32  # a biased exponent that leaves room for the window's end
 _NAN = 0x7FC00000
-_TINY = np.finfo(np.float32).tiny
-_ONE = 1.1
 _WIDTH = 0.693  # the mean of a cell over its number, where there is one an octave
 
 
@@ -29,6 +27,7 @@ class Window(Codec):
 
     rings: ClassVar[tuple[tuple[int, int, int], ...]]  # from, to, log2 of the codes an octave
     lean: ClassVar[float] = 0.0  # (1 - p) / 2, where x^p is what is rounded without bias
+    version = 2
 
     bits: ClassVar[int] = 8
 
@@ -50,7 +49,8 @@ class Window(Codec):
         """The cells of a ring and what lies inside it."""
         spans = [high - low for low, high, _ in self.rings[ring:]] + [0]
         ks = [k for *_, k in self.rings[ring:]]
-        return sum(int((outer - inner) * 2.0**k) for outer, inner, k in zip(spans[:-1], spans[1:], ks, strict=True))
+        pairs = zip(spans[:-1], spans[1:], ks, strict=True)
+        return sum(int((outer - inner) * 2.0**k) for outer, inner, k in pairs)
 
     def _before(self, ring: int) -> int:
         """The cells below a ring."""
@@ -130,6 +130,16 @@ class Window(Codec):
 class uint8(Window):
     """8 bits for a second moment: 254 numbers >= 0, no scale, whatever the unit of the gradients.
 
+    Four an octave within 28 octaves of 2^middle on both sides, and one an octave beyond: with the
+    default, from 2⁻⁵⁹ to 2²⁶ (gradients from 1.3e-9 to 8,000). What is positive stays positive;
+    what lies outside is stored as the last number inside.
+
+    Rounding leaves noise in an average, of relative variance v, and the step is divided by its
+    root. A rounding without bias in x^p moves the mean of the average by (1 - p) v, and leaves
+    that of 1/√x where it was for p = 1/4 where the average is stationary or grows. In one that
+    only decays, errors don't fade, and p = -1/2 would be right. Here p = 0.06: steps are within
+    1 % of float32's in both.
+
     Args:
         middle: The exponent around which codes are dense: of the square of a usual gradient.
     """
@@ -154,14 +164,28 @@ class uint8(Window):
 
 @dataclass(frozen=True)
 class int8(Window):
-    """8 bits with a sign: 127 or 125 magnitudes."""
+    """8 bits with a sign.
+
+    Args:
+        root_of: The slot of second moments beside this one: an average of gradients is about as
+            large as the root of that of their squares, and up to 7 times in the first steps of
+            Adam, so that its entry says where the window is. Then there is no scale: 8 codes an
+            octave, from 2⁻¹⁰ to 2⁵ times that root. None: a window for each row, in uint8 an
+            exponent that follows the largest magnitude; 8 codes an octave in 12 octaves, one an
+            octave in 30 more. A step then reads its arrays twice.
+    """
 
     root_of: str | None = None  # type: ignore[override]
 
     @property
+    def even(self) -> bool:  # type: ignore[override]
+        """Whether it is rounded with numbers that are spread evenly over the steps."""
+        return self.root_of is None
+
+    @property
     def rings(self) -> tuple[tuple[int, int, int], ...]:  # type: ignore[override]
         """The window."""
-        return ((-20, 20, 0), (-6, 6, 3)) if self.root_of is None else ((-10, 5, 3),)
+        return ((-20, 22, 0), (-6, 6, 3)) if self.root_of is None else ((-10, 5, 3),)
 
     def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
         """All codes zero."""
@@ -185,7 +209,13 @@ class int8(Window):
 
 @dataclass(frozen=True)
 class uint4(Window):
-    """4 bits for a second moment, two entries in a byte: 14 numbers >= 0 over 16 octaves."""
+    """4 bits for a second moment, two entries in a byte: 14 numbers >= 0 over 16 octaves.
+
+    From the largest number of its row down: half an octave apart from 1/2 to 1/16, an octave down
+    to 2⁻⁸, and then four; the scale is an exponent for each row in uint8. What is positive stays
+    positive: what is smaller is stored as the smallest. The code 15 is NaN. Rounds as `uint8`
+    does, with p = 0.28. A step reads its arrays twice.
+    """
 
     bits, signed = 4, False
     rings = ((-16, 0, -2), (-8, 0, 0), (-4, -1, 1))
@@ -201,29 +231,3 @@ class uint4(Window):
 
     def _middle(self, scale: Any) -> Any:
         return scale.astype(jnp.int32)
-
-
-@dataclass(frozen=True)
-class int4(Window):
-    """4 bits with a sign, two entries in a byte, for an average of gradients beside their squares.
-
-    Args:
-        root_of: The slot of second moments beside this one.
-    """
-
-    root_of: str = "nu"  # type: ignore[override]
-
-    bits, even = 4, True
-    rings = ((-3, 3, 0),)
-
-    def _middle(self, scale: Any) -> Any:
-        del scale
-        return np.int32(127)
-
-    def encode(self, x: Any, scale: Any, random: Any) -> Any:
-        """Round x / √scale, without bias."""
-        return super().encode(x * (np.float32(1 / _ONE) * jax.lax.rsqrt(jnp.maximum(scale, _TINY))), None, random)
-
-    def decode(self, codes: Any, scale: Any) -> Any:
-        """The numbers, float32."""
-        return super().decode(codes, None) * (np.float32(_ONE) * scale * jax.lax.rsqrt(jnp.maximum(scale, _TINY)))
