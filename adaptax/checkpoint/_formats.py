@@ -30,7 +30,7 @@ def codec_of(description: Mapping[str, Any]) -> Codec | None:
 def unknown(description: Mapping[str, Any]) -> str:
     """What a description is of that `codec_of` does not know, and what to do."""
     name, version = description["name"], description.get("version", 1)
-    if any(_name(cls) == name for cls in _subclasses(Codec)):
+    if any(_name(cls) == name and cls.version != version for cls in _subclasses(Codec)):
         return (
             f"version {version} of the codes of {name}, which this adaptax does not have: decode "
             "the state with the one that wrote it (lowbit.decode_state), and save that"
