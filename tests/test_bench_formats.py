@@ -146,7 +146,7 @@ def test_the_command_measures_and_writes_the_page(tmp_path, monkeypatch, capsys)
     found = json.loads(out.with_suffix(".json").read_text("utf-8"))
     page = out.read_text("utf-8")
     assert page == _page.render(found)
-    assert "| `uint8()` | nu | 2⁻²⁶ | 0.060 |" in page
+    assert "| `uint8()` | nu | 2⁻¹⁸ | 0.116 |" in page
     assert "| `halved` | 2." in page and ", 2 rounds taken in\nturn (" in page
     assert [len(times) for times in found["steps"]["samples"].values()] == [2, 2]
     monkeypatch.setattr(command, "steps", None)  # what is not asked for stays

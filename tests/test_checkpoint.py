@@ -1012,6 +1012,17 @@ def test_an_unknown_format_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) 
         checkpoint.restore(path, jax.eval_shape(ADAM.init, WIDE))
 
 
+def test_codes_of_another_version_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = lowbit.encode_state(FORMATS["8 bit"], wide_state(), WIDE)
+    with monkeypatch.context() as older:
+        older.setattr(lowbit._window.Window, "version", 1)
+        checkpoint.save(path, state)
+    message = r"0/mu/w is in version 1 of the codes of int8, which this adaptax does not have: deco"
+    for like in (state, jax.eval_shape(ADAM.init, WIDE)):
+        with pytest.raises(ValueError, match=message):
+            checkpoint.restore(path, like)
+
+
 def test_codes_without_what_they_are_relative_to(path: Path) -> None:
     """They come back as they are, but cannot be decoded, nor can numbers be encoded."""
     state = lowbit.encode_state(FORMATS["8 bit"], wide_state(), WIDE)

@@ -17,7 +17,7 @@ from ..lowbit._store import _decode as decode
 from ..lowbit._store import _nearest as encode
 from . import _errors
 from ._file import PARTS, Saved, Source, is_key
-from ._formats import described
+from ._formats import described, unknown
 from ._names import Leaf, Names, spelled
 from ._report import Outcome, Row
 
@@ -157,7 +157,7 @@ class Conversion:
             return None
         if outcome in ("decoded", "recoded") and s.codec is None:
             assert s.format is not None
-            return f"is in the format {s.format['name']}, unknown here: import its module"
+            return f"is in {unknown(s.format)}"
         if outcome == "encoded" and _is_abstract(w.value.seed):
             return "is to be encoded, for which like must be a state from init, not its shapes"
         if outcome in ("decoded", "recoded") and self._lacks(s.codec, s.names, self._source.leaves):

@@ -29,8 +29,8 @@ from ._table import dynamic_int8 as dynamic_int8
 from ._table import dynamic_uint8 as dynamic_uint8
 from ._table import int4 as int4
 from ._table import linear_int8 as linear_int8
-from ._table import uint4 as uint4
 from ._ulp import UlpCorrectionState as UlpCorrectionState
 from ._ulp import ulp_correction as ulp_correction
 from ._window import int8 as int8
+from ._window import uint4 as uint4
 from ._window import uint8 as uint8

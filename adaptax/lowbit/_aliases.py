@@ -16,8 +16,8 @@ from ..optimizers._lion import lion
 from ..optimizers._rms import rmsprop
 from ._codec import Codec
 from ._store import store
-from ._table import int4, uint4
-from ._window import int8, uint8
+from ._table import int4
+from ._window import int8, uint4, uint8
 
 EIGHT: dict[str, Codec] = {"mu": int8(root_of="nu"), "nu": uint8()}
 FOUR: dict[str, Codec] = {"mu": int4(root_of="nu"), "nu": uint4()}

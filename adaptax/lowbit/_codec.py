@@ -22,7 +22,9 @@ class Codec:
     """
 
     signed: ClassVar[bool] = True
+    version: ClassVar[int] = 1  # of what the codes mean; a checkpoint says in which it is written
     refusal: ClassVar[str | None] = None  # why it can't hold a second moment
+    even: ClassVar[bool] = False  # round with `dither`, for less noise in a short average
     root_of: ClassVar[str | None] = None  # the slot whose root says how large the numbers are
 
     @property

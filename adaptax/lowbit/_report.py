@@ -97,7 +97,7 @@ def report(tx: Any, params: Any) -> StateReport:
     slot   stored as          arrays  entries  largest    bytes
     count  int32                   1        1        1        4
     nu     float32                 1      512      512    2,048
-    nu     uint8(middle=-26)       1  262,144  262,144  262,148
+    nu     uint8(middle=-18)       1  262,144  262,144  262,148
     264,200 bytes, 1.006 a parameter
     """
     params = unboxed(params)

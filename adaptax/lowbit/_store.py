@@ -26,7 +26,7 @@ from .._core import (
 from .._core._kinds import StaticInt
 from .._core._value import call_of
 from ._codec import NEAREST, Codec, Encoded
-from ._dither import dither
+from ._dither import dither, draws
 from ._slots import Slots, formats_of
 
 
@@ -280,14 +280,18 @@ def _encode(
     """
     pairs: list[tuple[Any, Any]] = []
     nan = None
-    for codec, i, x, scale, seed in zip(codecs, within, arrays, scales, seeds, strict=True):
+    random: Any = None
+    slots = zip(codecs, within, arrays, scales, seeds, strict=True)
+    for number, (codec, i, x, scale, seed) in enumerate(slots):
         x = x.astype(jnp.float32)
         if i >= 0:
             scale = codecs[i].decode(*pairs[i])
         elif codec.measures:
             scale = codec.scale_for(x, scale)
         scale = _wide(scale)
-        codes = codec.encode(x, scale, dither(count, x.shape, seed))
+        # One hash makes the numbers of two arrays.
+        random = random << 16 if number % 2 else draws(count, x.shape, seed)
+        codes = codec.encode(x, scale, dither(count, x.shape, seed) if codec.even else random)
         pairs.append((codes, scale))
         here = codec.is_nan(codes, scale)
         nan = here if nan is None else nan | here

@@ -1,4 +1,4 @@
-"""Codes of 4 and 8 bits for the logarithm of a number, finest in the middle of a window."""
+"""Codes of 8 bits for the logarithm of a number, finest in the middle of a window."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,170 +11,181 @@ from ._codec import Codec, row_shape, top_octave
 
 _INF = 0x7F800000
 _LOWEST = 32  # a biased exponent that leaves room for the window's end
-_ROOT = 3 / 8 * 0.693 * 2.0**-23  # see `Window.root`
+_NAN = 0x7FC00000
+_WIDTH = 0.693  # the mean of a cell over its number, where there is one an octave
 
 
 @dataclass(frozen=True)
 class Window(Codec):
-    """A code for the distance of log₂|x| from the middle of a window, in steps that grow outward.
+    """A code for log₂|x| in a window around a middle, with most codes in its inner part.
 
-    The logarithm is the piecewise linear one that the bits of a float32 are. With s = `steps`
-    and a = `first`, the codes of the region e = 0, 1, ... stand 2^(a - s + e) octaves apart, and
-    the region is 2^(a + e) octaves wide, on both sides of the middle. So numbers far from most
-    others are kept too, with less precision, and nothing has to be known of the largest.
+    The logarithm is the piecewise linear one that the bits of a float32 are. `rings` lie around
+    one another: with (-20, 20, 0), (-6, 6, 3) there are 2³ codes an octave within six octaves of
+    the middle, and one an octave up to 20. So numbers far from most others are kept too, with
+    less precision, and nothing has to be known of the largest.
     """
 
-    bits: ClassVar[int]
-    first: ClassVar[int]
-    steps: ClassVar[int]
-    reach: ClassVar[int]  # the last code, counted from the middle
-    special: ClassVar[int] = 2  # codes for what is not finite: infinity and NaN, or NaN for both
-    root: ClassVar[float] = 0.0  # _ROOT: round without bias in the fourth root, not in the number
+    rings: ClassVar[tuple[tuple[int, int, int], ...]]  # from, to, log2 of the codes an octave
+    lean: ClassVar[float] = 0.0  # (1 - p) / 2, where x^p is what is rounded without bias
+    version = 2
+
+    bits: ClassVar[int] = 8
 
     @property
     def dtype(self) -> Any:
         """The dtype of the codes."""
         return getattr(jnp, f"{'' if self.signed else 'u'}int{self.bits}")
 
-    def _middle(self, scale: Any) -> Any:
-        """The bits of the float in the middle of the window."""
-        if self.root_of is not None:  # the root of the other number, and what it is mostly below
-            exponent = jax.lax.bitcast_convert_type(scale, jnp.int32) >> 23
-            return (jnp.maximum((exponent + 127) >> 1, _LOWEST + 2) - 2) << 23
-        return self._fixed(scale)
+    @property
+    def _nan(self) -> int:
+        return -(2 ** (self.bits - 1)) if self.signed else 2**self.bits - 1
 
-    def _fixed(self, scale: Any) -> Any:
-        """The middle where no other slot says it."""
+    @property
+    def last(self) -> int:
+        """The code of the largest number; that of the smallest is 1."""
+        return 1 + self._cells(0)
+
+    def _cells(self, ring: int) -> int:
+        """The cells of a ring and what lies inside it."""
+        spans = [high - low for low, high, _ in self.rings[ring:]] + [0]
+        ks = [k for *_, k in self.rings[ring:]]
+        pairs = zip(spans[:-1], spans[1:], ks, strict=True)
+        return sum(int((outer - inner) * 2.0**k) for outer, inner, k in pairs)
+
+    def _before(self, ring: int) -> int:
+        """The cells below a ring."""
+        pairs = zip(self.rings[:ring], self.rings[1 : ring + 1], strict=True)
+        return sum(int((inner[0] - outer[0]) * 2.0 ** outer[2]) for outer, inner in pairs)
+
+    def _bottom(self, scale: Any) -> Any:
+        """The bits of the smallest number."""
+        return (self._middle(scale) + self.rings[0][0]) << 23
+
+    def _middle(self, scale: Any) -> Any:
+        """The biased exponent of the middle."""
         raise NotImplementedError
 
     def encode(self, x: Any, scale: Any, random: Any) -> Any:
         """Round to one of the two neighbors, at random, so that the mean is the number.
 
-        With `root`, so that the mean of x^(1/4) is: then the mean of 1/√x over many steps of an
-        average, which is what a second moment is for, is that of the average not rounded. (With v
-        the relative variance that rounding leaves in the average, rounding without bias in x^p
-        moves its mean by (1 - p) v, and the mean of 1/√x by 3/8 v - (1 - p) v / 2.)
+        With `lean`, so that the mean of x^p is, see `uint8`.
         """
-        middle = self._middle(scale)
+        (low, high, k), *inner = self.rings
+        bottom = self._bottom(scale)
         bits = jax.lax.bitcast_convert_type(x, jnp.int32)
-        size = bits & 0x7FFFFFFF
-        far = size - middle
-        wide = jnp.abs(far) + (1 << 23 + self.first)
-        region = (8 - self.first) - jax.lax.clz(wide)
-        shift = region + (23 + self.first - self.steps)
+        size = bits & 0x7FFFFFFF if self.signed else bits
+        far = jnp.clip(size - bottom, 0, high - low << 23)
         # Inside an octave the float is linear in its bits, and a cell lies in one.
-        part = (random >> 8).astype(jnp.int32).astype(jnp.float32) * 2.0**-24
-        width = jax.lax.bitcast_convert_type((shift + 127) << 23, jnp.float32)
-        chance = width * part
-        if self.root:
-            lift = jnp.where(far < 0, -self.root, self.root) * width
-            chance += chance * (1 - part) * lift
-        cell = jax.lax.shift_right_arithmetic(wide + chance.astype(jnp.int32), shift)
-        away = cell + ((region - 1) << self.steps)
-        code = jnp.where(far < 0, -away, away) + (self.reach + 1)
-        code = jnp.clip(code, 1, 2 * self.reach + 1)
-        if self.signed:
-            lowest = self._bits(jnp.int32(1), middle)
-            unit = jax.lax.bitcast_convert_type(lowest, jnp.float32)
-            code = jnp.where((size < lowest) & (part * unit >= jnp.abs(x)), 0, code)
-        else:  # what is positive stays so: rounded to 0, it would divide the update
-            code = jnp.where(size == 0, 0, code)
-        code = jnp.where(size >= _INF, self._not_finite(size), code)
-        if self.signed:
+        place, lift, outer = far, self._lift(k), k
+        for start, end, more in inner:
+            away = far - (start - low << 23)
+            part = jnp.clip(away, 0, end - start << 23)
+            place = place + ((1 << more - k) - (1 << outer - k)) * part
+            within = away.astype(jnp.uint32) < np.uint32(end - start << 23)
+            lift = jnp.where(within, self._lift(more), lift)
+            outer = more
+        cell = 1 << 23 - k
+        chance = (random >> 9 + max(k, 0) << max(-k, 0)).astype(jnp.int32)  # less than a cell
+        if self.lean:
+            part = chance.astype(jnp.float32)
+            chance = (part + part * (cell - part) * (lift * np.float32(1 / cell))).astype(jnp.int32)
+        code = (place + chance + cell) >> (23 - k)
+        if self.signed:  # below the smallest number: that or 0
+            part = (random >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2.0**-24)
+            unit = jax.lax.bitcast_convert_type(bottom, jnp.float32)
+            code = jnp.where((size < bottom) & (part * unit >= jnp.abs(x)), 0, code)
             code = jnp.where(bits < 0, -code, code)
-        else:
-            code = jnp.where((bits < 0) & (size > 0), self._nan, code)
-        return code.astype(self.dtype)
+            return jnp.where(size >= _INF, self._nan, code).astype(self.dtype)
+        # What is positive stays so: rounded to 0, it would divide the update.
+        code = jnp.where(bits.astype(jnp.uint32) >= np.uint32(_INF), self._nan, code)
+        return jnp.where(x == 0, 0, code).astype(self.dtype)
+
+    def _lift(self, k: int) -> Any:
+        return np.float32(self.lean * _WIDTH * min(2.0**-k, 1.0))
 
     def decode(self, codes: Any, scale: Any) -> Any:
         """The numbers, float32."""
         code = codes.astype(jnp.int32)
-        size = self._bits(jnp.abs(code) if self.signed else code, self._middle(scale))
+        size = jnp.abs(code) if self.signed else code
+        outer = self.rings[0][2]
+        far = size << 23 - outer
+        for ring, (*_, k) in enumerate(self.rings[1:], 1):
+            part = jnp.clip(size - (1 + self._before(ring)), 0, self._cells(ring))
+            far = far - ((1 << 23 - outer) - (1 << 23 - k)) * part
+            outer = k
+        bits = far + (self._bottom(scale) - (1 << 23 - self.rings[0][2]))
+        bits = jnp.where(size == 0, 0, bits)
         if self.signed:
-            size = size | (code & np.int32(-(2**31)))
-        return jax.lax.bitcast_convert_type(size, jnp.float32)
-
-    def _bits(self, code: Any, middle: Any) -> Any:
-        """The bits of the float of a code without sign."""
-        far = code - (self.reach + 1)
-        away = jnp.abs(far)
-        region = away >> self.steps
-        cell = (away & ((1 << self.steps) - 1)) + (1 << self.steps)
-        shift = region + (23 + self.first - self.steps)
-        wide = (cell << shift) - (1 << 23 + self.first)
-        bits = jnp.where(code == 0, 0, middle + jnp.where(far < 0, -wide, wide))
-        odd = _INF + ((code - (2 * self.reach + self.special)) << 22)  # infinity, or a NaN
-        return jnp.where(code > 2 * self.reach + 1, odd, bits)
-
-    @property
-    def _nan(self) -> int:
-        return 2 * self.reach + 1 + self.special
-
-    def _not_finite(self, size: Any) -> Any:
-        return self._nan if self.special == 1 else jnp.where(size > _INF, self._nan, self._nan - 1)
+            bits = bits | (code & np.int32(-(2**31)))
+        bits = jnp.where(self.is_nan(codes, scale), _NAN, bits)
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
     def is_nan(self, codes: Any, scale: Any) -> Any:
         """Where the code is that of NaN."""
         del scale
-        code = codes.astype(jnp.int32)
-        return (jnp.abs(code) if self.signed else code) == self._nan
+        return codes.astype(jnp.int32) == self._nan
 
 
 @dataclass(frozen=True)
 class uint8(Window):
-    """8 bits for a second moment: 253 numbers >= 0, no scale, whatever the unit of the gradients.
+    """8 bits for a second moment: 254 numbers >= 0, no scale, whatever the unit of the gradients.
 
-    Eight an octave within four octaves of 2^middle, four an octave within 12, two within 28, one
-    within 58: with the default, from 2⁻⁸⁴ to 2³² (gradients from 2e-13 to 65,000). Rounding leaves
-    noise in a number, up to a fifth where there are two codes an octave, but none on average in
-    the 1/√x that an update is made with. What is positive stays positive; what lies outside is
-    stored as the last number inside.
+    Four an octave within 28 octaves of 2^middle on both sides, and one an octave beyond: with the
+    default, from 2⁻⁵⁹ to 2²⁶ (gradients from 1.3e-9 to 8,000). What is positive stays positive;
+    what lies outside is stored as the last number inside.
+
+    Rounding leaves noise in an average, of relative variance v, and the step is divided by its
+    root. A rounding without bias in x^p moves the mean of the average by (1 - p) v, and leaves
+    that of 1/√x where it was for p = 1/4 where the average is stationary or grows. In one that
+    only decays, errors don't fade, and p = -1/2 would be right. Here p = 0.06: steps are within
+    1 % of float32's in both.
 
     Args:
         middle: The exponent around which codes are dense: of the square of a usual gradient.
     """
 
-    middle: int = -26
+    middle: int = -18
 
-    bits = 8
     signed = False
-    first, steps, reach = 2, 5, 126
-    root = _ROOT
+    rings = ((-41, 44, 0), (-28, 28, 2))
+    lean = 0.47
 
     def __post_init__(self) -> None:
-        if type(self.middle) is not int or not -68 <= self.middle <= 69:
+        if type(self.middle) is not int or not -85 <= self.middle <= 83:
             raise ValueError(
-                f"uint8: middle must be an int in [-68, 69], got {self.middle!r}; it is the "
+                f"uint8: middle must be an int in [-85, 83], got {self.middle!r}; it is the "
                 "exponent of 2 of a usual squared gradient."
             )
 
-    def _fixed(self, scale: Any) -> Any:
+    def _middle(self, scale: Any) -> Any:
         del scale
-        return np.int32(127 + self.middle << 23)
+        return np.int32(127 + self.middle)
 
 
 @dataclass(frozen=True)
 class int8(Window):
-    """8 bits with a sign: 125 magnitudes.
+    """8 bits with a sign.
 
     Args:
-        root_of: The slot of second moments beside this one: an average of gradients is mostly a
-            little smaller than the root of that of their squares, so that its entry says where
-            the window is. Then there is no scale: 16 codes an octave in the middle two, 28
-            octaves. None: a window for each row, in uint8 an exponent that follows the largest
-            magnitude; 8 codes an octave in the middle four, 56 octaves. A step then reads its
-            arrays twice.
+        root_of: The slot of second moments beside this one: an average of gradients is about as
+            large as the root of that of their squares, and up to 7 times in the first steps of
+            Adam, so that its entry says where the window is. Then there is no scale: 8 codes an
+            octave, from 2⁻¹⁰ to 2⁵ times that root. None: a window for each row, in uint8 an
+            exponent that follows the largest magnitude; 8 codes an octave in 12 octaves, one an
+            octave in 30 more. A step then reads its arrays twice.
     """
 
     root_of: str | None = None  # type: ignore[override]
 
-    bits = 8
-    steps, reach = 4, 62
+    @property
+    def even(self) -> bool:  # type: ignore[override]
+        """Whether it is rounded with numbers that are spread evenly over the steps."""
+        return self.root_of is None
 
     @property
-    def first(self) -> int:  # type: ignore[override]
-        """Log2 of the octaves in the first region."""
-        return 1 if self.root_of is None else 0
+    def rings(self) -> tuple[tuple[int, int, int], ...]:  # type: ignore[override]
+        """The window."""
+        return ((-20, 22, 0), (-6, 6, 3)) if self.root_of is None else ((-10, 5, 3),)
 
     def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
         """All codes zero."""
@@ -185,5 +196,38 @@ class int8(Window):
         """The exponent above the largest magnitude of each row."""
         return None if self.root_of else top_octave(x, old)
 
-    def _fixed(self, scale: Any) -> Any:
-        return (scale.astype(jnp.int32) - 4) << 23  # most lie a few octaves below the largest
+    def _middle(self, scale: Any) -> Any:
+        return scale.astype(jnp.int32) - 4  # most lie a few octaves below the largest
+
+    def _bottom(self, scale: Any) -> Any:
+        if self.root_of is None:
+            return super()._bottom(scale)
+        # Half the exponent is that of the root: of the power of two at it or below.
+        bits = jax.lax.bitcast_convert_type(scale, jnp.int32)
+        return ((bits >> 1) + (127 << 22) & _INF) + (self.rings[0][0] << 23)
+
+
+@dataclass(frozen=True)
+class uint4(Window):
+    """4 bits for a second moment, two entries in a byte: 14 numbers >= 0 over 16 octaves.
+
+    From the largest number of its row down: half an octave apart from 1/2 to 1/16, an octave down
+    to 2⁻⁸, and then four; the scale is an exponent for each row in uint8. What is positive stays
+    positive: what is smaller is stored as the smallest. The code 15 is NaN. Rounds as `uint8`
+    does, with p = 0.28. A step reads its arrays twice.
+    """
+
+    bits, signed = 4, False
+    rings = ((-16, 0, -2), (-8, 0, 0), (-4, -1, 1))
+    lean = 0.36
+
+    def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """All zero."""
+        return jnp.zeros(shape, self.dtype), jnp.full(row_shape(shape), _LOWEST, jnp.uint8)
+
+    def scale_for(self, x: Any, old: Any = None) -> Any:
+        """The exponent above the largest number of each row."""
+        return top_octave(x, old)
+
+    def _middle(self, scale: Any) -> Any:
+        return scale.astype(jnp.int32)

@@ -93,7 +93,7 @@ def _ours(codec: Codec, slot: str, reference: str, unit: float = 1.0) -> Subject
     def round_trip(x: np.ndarray, nu: np.ndarray) -> np.ndarray:
         return np.asarray(_there_and_back(codec, jnp.asarray(x), jnp.asarray(nu)), np.float64)
 
-    fields = ("root_of=None", "middle=-26", "block=256")  # defaults, which go without saying
+    fields = ("root_of=None", "middle=-18", "block=256")  # defaults, which go without saying
     name = functools.reduce(lambda name, field: name.replace(field, ""), fields, repr(codec))
     numbers = functools.partial(_numbers, codec)
     return Subject(name, slot, reference, round_trip, numbers, _size(codec), unit)
@@ -133,7 +133,7 @@ def _flash_mu() -> np.ndarray:
     return z / (2 - np.abs(z))
 
 
-BLOCK, ROW, ROOT, FIXED = "block's largest", "row's largest", "√ν", "2⁻²⁶"
+BLOCK, ROW, ROOT, FIXED = "block's largest", "row's largest", "√ν", "2⁻¹⁸"
 _FLASH = "FlashOptim, arXiv:2602.23349"
 _TORCHAO = np.array([0.0055, 0.0325, 0.0775, 0.2125, 0.4375, 0.6625, 0.8875])
 
@@ -152,7 +152,7 @@ SUBJECTS: tuple[Subject, ...] = (
         "m", "mu",
         np.concatenate([-_TORCHAO, [0.0], _TORCHAO, [1.0]]), 128, 4, "torchao's 4 bits", bits=4,
     ),
-    _ours(lowbit.uint8(), "nu", FIXED, 2.0**-26),
+    _ours(lowbit.uint8(), "nu", FIXED, 2.0**-18),
     _ours(lowbit.dynamic_uint8(), "nu", BLOCK),
     _ours(lowbit.companded_uint8(), "nu", BLOCK),
     _ours(lowbit.dynamic_int8(), "nu", BLOCK),
