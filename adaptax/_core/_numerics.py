@@ -164,7 +164,7 @@ def bounded(x: Any, largest: float | None = None) -> Any:
 
 
 def saturated(x: Any, terms: int = 1) -> Any:
-    """x, clipped where it is finite, so that the squares of `terms` entries add up without overflow.
+    """x, clipped where finite, so that the squares of `terms` entries add up without overflow.
 
     For one entry of float32 the bounds are ± 2⁶³ (9e18). Infinities stay, so that they are seen.
     """
