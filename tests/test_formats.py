@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false
 
+import functools
 import hashlib
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from adaptax import lowbit
 from adaptax.lowbit._codec import NEAREST, row_shape, rows, top_octave
-from adaptax.lowbit._dither import dither
+from adaptax.lowbit._dither import dither, draws
 
 pytestmark = pytest.mark.optimized
 
@@ -389,7 +390,6 @@ def test_zero_and_constant_rows(name):
 SHOWS = {
     "uint8": "nan nan nan nan",
     "uint4": "nan nan nan nan",
-    "int4": "nan nan nan -1.2",
     "bf16": "inf -inf nan -1.0",
     "fp8_e4m3": "nan nan nan -1.0",
     "fp8_e5m2": "inf -inf nan -1.0",
@@ -534,6 +534,48 @@ def test_random_numbers_are_even_over_entries_and_steps():
     steps = np.stack([numbers(t, 3)[:3] for t in range(100)])
     for entry in (steps * 10).astype(int).T:
         assert np.all(np.abs(np.bincount(entry) - 10) <= 2)
+
+
+def test_draws_are_uniform_and_independent():
+    """Over entries, steps, seeds, and between the halves of a number: within 5 deviations."""
+    n = SIZE**2
+    some = jax.jit(lambda count, seed: draws(count, (SIZE, SIZE), seed))
+
+    def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        x = np.asarray(some(jnp.int32(count), jnp.uint32(seed))).ravel()
+        return x >> 16, x & 0xFFFF
+
+    def uneven(*numbers: np.ndarray) -> float:
+        """By how many deviations cells of numbers, of pairs or triples of them, are uneven."""
+        bins = {1: 256, 2: 16, 3: 8}[len(numbers)]
+        place = functools.reduce(
+            lambda place, x: place * bins + x.astype(int) * bins // 2**16, numbers, 0
+        )
+        cells = bins ** len(numbers)
+        counts = np.bincount(place, minlength=cells)
+        expected = counts.sum() / cells
+        return float((np.sum((counts - expected) ** 2) / expected - cells) / np.sqrt(2 * cells))
+
+    for count, seed in ((1, 1), (2, 1), (1000, 7), (2**31 - 1, 2**32 - 1)):
+        upper, lower = halves(count, seed)
+        found = {
+            "upper": uneven(upper),
+            "lower": uneven(lower),
+            "halves": uneven(upper, lower),
+            "neighbors": uneven(upper[:-1], upper[1:]),
+            "lower neighbors": uneven(lower[:-1], lower[1:]),
+            "rows": uneven(upper[:-SIZE], upper[SIZE:]),
+            "steps": uneven(upper, halves(count - 1, seed)[0]),
+            "lower of steps": uneven(lower, halves(count - 1, seed)[1]),
+            "three steps": uneven(upper, halves(count - 1, seed)[0], halves(count - 2, seed)[0]),
+            "seeds": uneven(upper, halves(count, seed - 1)[0]),
+            "halves of seeds": uneven(upper, halves(count, seed - 1)[1]),
+        }
+        assert all(abs(x) < 5 for x in found.values()), found
+    # Of one entry, over 4,096 steps.
+    entry = jax.jit(jax.vmap(lambda count: draws(count, (4,), jnp.uint32(3))))(jnp.arange(4096))
+    for x in np.asarray(entry).T >> 16:
+        assert abs(uneven(x)) < 5 and abs(uneven(x[:-1], x[1:])) < 5
 
 
 # Values
