@@ -470,8 +470,8 @@ MOVES = {
     "accumulation": Move(
         adam(SCHEDULE), adaptax.MultiSteps(adam(SCHEDULE), 4), {"inner_opt_state/": ""}, 4
     ),
-    "a guard": Move(adam(SCHEDULE), adaptax.guard(adam(SCHEDULE)), {"inner_state/": ""}, 7),
-    "no guard": Move(adaptax.guard(adam(SCHEDULE)), adam(SCHEDULE), {"": "inner_state/"}, 0, 7),
+    "a guard": Move(adam(SCHEDULE), adaptax.guard(adam(SCHEDULE)), {"inner_state/": ""}, 6),
+    "no guard": Move(adaptax.guard(adam(SCHEDULE)), adam(SCHEDULE), {"": "inner_state/"}, 0, 6),
     "a mask": Move(adam(0.1), adaptax.masked(adam(0.1), "w"), {"inner_state/": ""}, 0, 2),
     "groups": Move(adam(0.1), two, {group.format("*"): "0", group.format("b"): "0"}),
     "a group of its own": Move(
@@ -637,7 +637,7 @@ def test_states_in_boxes_may_change(path: Path) -> None:
     more.opt_state = state
     assert_same_bits(more.opt_state[1][0].mu["layer"]["bias"][...], old[0].mu["layer"]["bias"][...])
     state, report = checkpoint.restore(path, kept_by_nnx(BOXED["encoded"])[0])
-    names = tuple(f"inner_state/0/mu/layer/{name}/value" for name in ("bias", "kernel"))
+    names = tuple(f"inner_state/0/mu/layer/{name}" for name in ("bias", "kernel"))
     assert report.of("encoded") == names
     other = old[0]._replace(mu={"layer": {"bias": jnp.ones(5)}})
     message = r"Of another shape: 0/mu/layer/bias has .* Only in [^:]*: 0/mu/layer/kernel/value\."

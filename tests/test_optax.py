@@ -40,7 +40,7 @@ def as_optax_wants() -> Iterator[None]:
 FUNCTIONS = [
     name
     for name, ours in vars(adaptax).items()
-    if inspect.isfunction(ours) and callable(theirs_of(name))
+    if not name.startswith("_") and inspect.isfunction(ours) and callable(theirs_of(name))
 ]
 
 

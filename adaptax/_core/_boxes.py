@@ -15,7 +15,7 @@ def is_box(x: Any) -> bool:
 
 
 def unboxed(tree: T) -> T:
-    """The tree with their values in the place of boxes; any other tree as it is."""
+    """The tree with the values that its boxes hold; any other tree as it is."""
     if "flax.nnx" not in sys.modules:
         return tree
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_box)

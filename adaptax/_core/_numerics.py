@@ -164,9 +164,9 @@ def bounded(x: Any, largest: float | None = None) -> Any:
 
 
 def saturated(x: Any, terms: int = 1) -> Any:
-    """x, where finite, within bounds in which the squares of so many entries can be added.
+    """x, clipped where finite, so that the squares of `terms` entries add up without overflow.
 
-    For one entry of float32 they are ± 2⁶³ (9e18). Infinities stay, for all to see.
+    For one entry of float32 the bounds are ± 2⁶³ (9e18). Infinities stay, so that they are seen.
     """
     if jnp.iscomplexobj(x):
         return jax.lax.complex(*(saturated(part, terms) for part in (x.real, x.imag)))

@@ -18,7 +18,7 @@ from ..lowbit._store import _nearest as encode
 from . import _errors
 from ._file import PARTS, Saved, Source, is_key
 from ._formats import described, unknown
-from ._names import Leaf, Names, spelled
+from ._names import Leaf, Names, boxed, spelled
 from ._report import Outcome, Row
 
 Sources = Mapping[Names, tuple[Names, ...]]
@@ -293,8 +293,9 @@ class Conversion:
 
 def beside(names: Names, slot: str, leaves: Mapping[Names, Any]) -> Names | None:
     """The path of the leaf of another slot for the same parameter."""
-    others = ((*names[:i], slot, *names[i + 1 :]) for i in range(len(names)))
-    return next((other for other in others if other in leaves and other != names), None)
+    others = ((*names[:i], slot, *names[i + 1 :]) for i in range(len(names)) if names[i] != slot)
+    spots = (spot for other in others for spot in (other, boxed(other)))
+    return next((spot for spot in spots if spot in leaves), None)
 
 
 def _once(memory: dict[Names, T], names: Names, make: Callable[[Names], T]) -> T:

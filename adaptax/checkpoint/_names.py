@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
+from .._core import unboxed
 from ..lowbit._codec import Encoded
 from ..lowbit._store import StoreState
 
@@ -43,6 +44,8 @@ def _walk(node: Any, before: Names, owner: int | None) -> Iterator[Leaf]:
             yield from _walk(value, names, len(names))
         else:
             counts = isinstance(node, StoreState) and bare(names[len(before) :]) == ("count",)
+            # Flax keeps each array of an `Encoded` in a box.
+            value = unboxed(value) if isinstance(value, Encoded) else value
             yield Leaf(names, value, owner, counts)
 
 
@@ -65,6 +68,11 @@ def bare(names: Names) -> Names:
     No two leaves of a tree get one path: what has a "value" is not a leaf.
     """
     return names[:-1] if len(names) > 1 and names[-1] == "value" else names
+
+
+def boxed(names: Names) -> Names:
+    """The path of an array that is in a box."""
+    return (*names, "value")
 
 
 def spelled(names: Names) -> str:

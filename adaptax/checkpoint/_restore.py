@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from .._core import _checks, _tree
+from .._core import _checks, _tree, boxed_like, unboxed
 from ..lowbit import Encoded
 from . import _errors
 from ._convert import Conversion, Place, Wanted, misplaced
@@ -116,6 +116,11 @@ def restored(
     rows = [plan.row(w.leaf.names) for w in wanted]
     rows += [Row(spelled(names), "dropped", spelled(names)) for names in left]
     values = plan.values(source.read(plan.reads()))
+    originals = jax.tree.leaves(like, is_leaf=_is_encoded)
+    values = [
+        boxed_like(old, new) if _is_encoded(old) else new
+        for old, new in zip(originals, values, strict=True)
+    ]
     return structure.unflatten(values), Report(tuple(rows), source.verified)
 
 
@@ -129,7 +134,10 @@ def _wanted(where: str, like: Any, shardings: Any) -> tuple[list[Wanted], Any]:
     places = structure.unflatten(_place(where, *both) for both in zip(leaves, given, strict=True))
     structure = jax.tree.structure(like, is_leaf=_is_encoded)
     wanted = [
-        Wanted(leaf._replace(names=leaf.names or ("",)), place)
+        Wanted(
+            leaf._replace(names=leaf.names or ("",)),
+            unboxed(place) if _is_encoded(place) else place,
+        )
         for leaf, place in zip(found, structure.flatten_up_to(places), strict=True)
     ]
     for w in wanted:

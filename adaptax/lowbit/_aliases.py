@@ -135,7 +135,7 @@ def rmsprop8bit(
     initial_scale: NonNegative = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: NonNegative | None = None,
+    momentum: Real | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Node:
@@ -151,7 +151,7 @@ def rmsprop8bit(
         initial_scale: S before the first step, >= 0.
         eps_in_sqrt: ε inside the root.
         centered: Refused: the variance is a small difference of averages, which 8 bits don't hold.
-        momentum: The decay of a trace of the updates, in [0, 1); None: no trace.
+        momentum: The decay of a trace of the updates; None: no trace.
         nesterov: Look one step ahead.
         bias_correction: Correct S for its start.
 

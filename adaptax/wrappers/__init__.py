@@ -1,13 +1,13 @@
 """Transformations that hold others: groups, accumulation, guards, averages, hyperparameters."""
 
-from ._accumulate import ApplyEvery as ApplyEvery
 from ._accumulate import MultiSteps as MultiSteps
 from ._accumulate import MultiStepsState as MultiStepsState
 from ._accumulate import MultiStepsTransformation as MultiStepsTransformation
 from ._accumulate import WeightedMultiStepsState as WeightedMultiStepsState
-from ._accumulate import apply_every as apply_every
 from ._accumulate import skip_large_updates as skip_large_updates
 from ._accumulate import skip_not_finite as skip_not_finite
+from ._apply_every import ApplyEvery as ApplyEvery
+from ._apply_every import apply_every as apply_every
 from ._average import AverageState as AverageState
 from ._average import ema_params as ema_params
 from ._average import swa as swa

@@ -186,8 +186,8 @@ def adjustable(
         hyperparam_dtype: The dtype of the numbers in the state, at least float32; None takes
             float32, or float64 where a parameter has it.
 
-    State: an `InjectStatefulHyperparamsState`. A schedule becomes a number that is computed anew
-    at each step, and the inner state that of a transformation with a number there.
+    State: an `InjectStatefulHyperparamsState`. A schedule becomes a number that is computed at
+    each step, and the inner state that of a transformation with a number there.
 
     Raises:
         TypeError: The transformation is not adaptax's; `inject_hyperparams` takes any factory.

@@ -51,7 +51,7 @@ def _slots(state: Any) -> list[Any]:
 
 
 def sound(updates: Any, params: Any, state: Any, before: Any) -> Bool[Array, ""]:
-    """Whether what came out of a step can be gone on with.
+    """Whether training can continue from what came out of a step.
 
     The updates have to be finite, and the parameters with them; in the state, which may hold
     infinities (a sum that is full), nothing has become NaN. Measurements do not count.
