@@ -366,6 +366,25 @@ def test_rows_share_an_exponent_that_follows_the_largest():
     assert then[:, 0].tolist() == [128, 128, 129, 126, 128, 128, 32, 222, 129]
 
 
+def test_rows_of_int4_reach_to_their_largest_ratio():
+    """Also where ν is rounded down by an octave; and no farther than twice that."""
+    codec, rng = FORMATS["int4"], np.random.default_rng(4)
+    nu = np.repeat(2.0 ** rng.uniform(-40, 40, (6, 1)), SIZE, 1).astype(F32)
+    ratio = rng.uniform(-1, 1, (6, SIZE)) * [[6.6], [1.0], [0.3], [1e-9], [1e9], [0.0]]
+    ratio[:, 0] = np.abs(ratio).max(1)
+    x = (ratio * np.sqrt(nu)).astype(F32)
+    nu[:3, 5], x[:3, 6], x[:3, 7] = 0, np.inf, np.nan  # which say nothing of the others
+    scale = np.asarray(jax.jit(codec.scale_beside)(x, None, nu))
+    above = 2.0 ** (scale[:3, 0].astype(F64) - 127) / ratio[:3, 0] ** 2
+    assert np.all((above > 2 - 1e-5) & (above <= 4 + 1e-5))
+    assert scale[3:, 0].tolist() == [107, 147, 107] and scale.dtype == np.uint8
+    by = np.asarray(codec.reference(scale, nu / 2))
+    got = encoded(codec, x, by, NEAREST)[:3, 0] / x[:3, 0]
+    assert np.all(np.abs(got - 1) < 0.31)  # half of the widest cell
+    top = np.asarray(codec.decode(jnp.full((6, 1), 7, jnp.int4), by[:, :1]))[:, 0]
+    assert np.all((top[:3] >= x[:3, 0] * (1 - 1e-5)) & (top[:3] <= 1.42 * x[:3, 0]))
+
+
 @pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].measures])
 def test_zero_and_constant_rows(name):
     codec = FORMATS[name]
@@ -538,7 +557,6 @@ def test_random_numbers_are_even_over_entries_and_steps():
 
 def test_draws_are_uniform_and_independent():
     """Over entries, steps, seeds, and between the halves of a number: within 5 deviations."""
-    n = SIZE**2
     some = jax.jit(lambda count, seed: draws(count, (SIZE, SIZE), seed))
 
     def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,22 +17,24 @@ KINDS = ("constant", "growing", "decaying", "noisy")
 SCALES = np.logspace(-6, 1, 32)
 ROW = 128  # gradients of one size: they share the exponent of adam4bit and lion8bit
 
-# Each with its twin, and how far the mean step may be from that of the twin: 1 %, in 4 bits 3 %. Where β₂ is 0.999
-# errors of rounding stay for long, and the mean of 4,096 entries is itself uncertain by 0.2 %; of
-# adam4bit by 0.6 %, in gradients that decay.
-PAIRS: dict[str, tuple[Any, Any, float]] = {
-    "adam8bit": (lowbit.adam8bit(1.0), adaptax.adam(1.0), 0.012),
-    "rmsprop8bit, 0.9": (lowbit.rmsprop8bit(1.0, 0.9), adaptax.rmsprop(1.0, 0.9), 0.01),
-    "rmsprop8bit, 0.99": (lowbit.rmsprop8bit(1.0, 0.99), adaptax.rmsprop(1.0, 0.99), 0.01),
-    "rmsprop8bit, 0.999": (lowbit.rmsprop8bit(1.0, 0.999), adaptax.rmsprop(1.0, 0.999), 0.012),
-    "adam4bit": (lowbit.adam4bit(1.0), adaptax.adam(1.0), 0.09),
-    "lion8bit": (lowbit.lion8bit(1.0), adaptax.lion(1.0), 0.01),
-}
+# Each with its twin, and how far the mean size of a step, and the mean step, may be from those of
+# the twin: 1 %, in 4 bits 3 and 5 %. Where β₂ is 0.999 errors of rounding stay for long: the mean
+# of 4,096 entries is itself uncertain by 0.2 %, and of adam4bit, in gradients that decay, by 0.6 %.
+PAIRS: dict[str, tuple[Any, Any, float, float]] = {
+    "adam8bit": (lowbit.adam8bit(1.0), adaptax.adam(1.0), 0.012, 0.012),
+    "rmsprop8bit, 0.9": (lowbit.rmsprop8bit(1.0, 0.9), adaptax.rmsprop(1.0, 0.9), 0.01, 0.01),
+    "rmsprop8bit, 0.99": (lowbit.rmsprop8bit(1.0, 0.99), adaptax.rmsprop(1.0, 0.99), 0.01, 0.01),
+    "rmsprop8bit, 0.999": (
+        lowbit.rmsprop8bit(1.0, 0.999), adaptax.rmsprop(1.0, 0.999), 0.012, 0.012,
+    ),
+    "adam4bit": (lowbit.adam4bit(1.0), adaptax.adam(1.0), 0.04, 0.055),
+    "lion8bit": (lowbit.lion8bit(1.0), adaptax.lion(1.0), 0.01, 0.01),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def steps() -> np.ndarray:
-    """For each step, kind, scale and transformation the mean update and its mean magnitude.
+    """For each step, kind, scale and transformation the mean size of the step, and the mean step.
 
     All in one program: a row for each kind and scale, and the gradients are data.
     """
@@ -41,7 +43,7 @@ def steps() -> np.ndarray:
     means = np.hstack([1.0 + 0 * t, 1.003**t, 0.997**t, 0.3 + 0 * t])[..., None, None]
     noise = np.random.default_rng(0).normal(size=(STEPS, *shape[1:]))
     # Within an octave, so that all places between two codes occur.
-    sizes = SCALES[:, None] * 2.0 ** np.linspace(-0.5, 0.5, ROW)
+    sizes = SCALES[None, :, None] * 2.0 ** np.linspace(-0.5, 0.5, ROW)
     txs = [tx for pair in PAIRS.values() for tx in pair[:2]]
     params = {"w": jnp.zeros((shape[0] * shape[1], ROW))}
 
@@ -54,7 +56,7 @@ def steps() -> np.ndarray:
             u, state = tx.update(g, state, params)
             new.append(state)
             u = -u["w"].reshape(shape)
-            out.append(jnp.stack([jnp.mean(u, -1), jnp.mean(jnp.abs(u), -1)], -1))
+            out.append(jnp.stack([jnp.mean(jnp.abs(u), -1), jnp.mean(u, -1)], -1))
         return new, jnp.stack(out, -2)
 
     run = jax.jit(lambda states, given: jax.lax.scan(step, states, given)[1])
@@ -64,13 +66,13 @@ def steps() -> np.ndarray:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_mean_steps(steps, name):
-    """In each window, the mean over scales of seven decades, with and without the sign."""
+    """In each window, the mean over scales of seven decades."""
     i, far = 2 * list(PAIRS).index(name), {}
     for k, kind in enumerate(KINDS):
         for start, end in WINDOWS:
             small, wide = np.moveaxis(steps[start:end, k, :, i : i + 2].mean(0), 1, 0)
             off = np.mean(small / wide, axis=0) - 1
-            if np.any(np.abs(off) > PAIRS[name][2]):
+            if np.any(np.abs(off) > PAIRS[name][2:]):
                 far[kind, start] = off.tolist()
     assert not far
 
@@ -78,10 +80,12 @@ def test_mean_steps(steps, name):
 # The noisy quadratic
 
 RATE = 1e-2
-QUADRATIC: dict[str, tuple[Any, Any, float, float]] = {  # how far the loss may be, and the steps
+# How far the stationary loss may be, and the steps to a tenth. On 8,192 coordinates, the standard
+# deviations over seeds are 0.15 and 0.25 %, in 4 bits 0.7 and 1.5 %, on means of 6.3 and 4 %.
+QUADRATIC: dict[str, tuple[Any, Any, float, float]] = {
     "adam8bit": (lowbit.adam8bit(RATE), adaptax.adam(RATE), 0.02, 0.01),
     "rmsprop8bit": (lowbit.rmsprop8bit(RATE, 0.99), adaptax.rmsprop(RATE, 0.99), 0.02, 0.01),
-    "adam4bit": (lowbit.adam4bit(RATE), adaptax.adam(RATE), 0.14, 0.07),
+    "adam4bit": (lowbit.adam4bit(RATE), adaptax.adam(RATE), 0.08, 0.07),
 }
 
 
