@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false
 
+import functools
 import hashlib
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from adaptax import lowbit
 from adaptax.lowbit._codec import NEAREST, row_shape, rows, top_octave
-from adaptax.lowbit._dither import dither
+from adaptax.lowbit._dither import dither, draws
 
 pytestmark = pytest.mark.optimized
 
@@ -365,6 +366,25 @@ def test_rows_share_an_exponent_that_follows_the_largest():
     assert then[:, 0].tolist() == [128, 128, 129, 126, 128, 128, 32, 222, 129]
 
 
+def test_rows_of_int4_reach_to_their_largest_ratio():
+    """Also where ν is rounded down by an octave; and no farther than twice that."""
+    codec, rng = FORMATS["int4"], np.random.default_rng(4)
+    nu = np.repeat(2.0 ** rng.uniform(-40, 40, (6, 1)), SIZE, 1).astype(F32)
+    ratio = rng.uniform(-1, 1, (6, SIZE)) * [[6.6], [1.0], [0.3], [1e-9], [1e9], [0.0]]
+    ratio[:, 0] = np.abs(ratio).max(1)
+    x = (ratio * np.sqrt(nu)).astype(F32)
+    nu[:3, 5], x[:3, 6], x[:3, 7] = 0, np.inf, np.nan  # which say nothing of the others
+    scale = np.asarray(jax.jit(codec.scale_beside)(x, None, nu))
+    above = 2.0 ** (scale[:3, 0].astype(F64) - 127) / ratio[:3, 0] ** 2
+    assert np.all((above > 2 - 1e-5) & (above <= 4 + 1e-5))
+    assert scale[3:, 0].tolist() == [107, 147, 107] and scale.dtype == np.uint8
+    by = np.asarray(codec.reference(scale, nu / 2))
+    got = encoded(codec, x, by, NEAREST)[:3, 0] / x[:3, 0]
+    assert np.all(np.abs(got - 1) < 0.31)  # half of the widest cell
+    top = np.asarray(codec.decode(jnp.full((6, 1), 7, jnp.int4), by[:, :1]))[:, 0]
+    assert np.all((top[:3] >= x[:3, 0] * (1 - 1e-5)) & (top[:3] <= 1.42 * x[:3, 0]))
+
+
 @pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].measures])
 def test_zero_and_constant_rows(name):
     codec = FORMATS[name]
@@ -389,7 +409,6 @@ def test_zero_and_constant_rows(name):
 SHOWS = {
     "uint8": "nan nan nan nan",
     "uint4": "nan nan nan nan",
-    "int4": "nan nan nan -1.2",
     "bf16": "inf -inf nan -1.0",
     "fp8_e4m3": "nan nan nan -1.0",
     "fp8_e5m2": "inf -inf nan -1.0",
@@ -534,6 +553,47 @@ def test_random_numbers_are_even_over_entries_and_steps():
     steps = np.stack([numbers(t, 3)[:3] for t in range(100)])
     for entry in (steps * 10).astype(int).T:
         assert np.all(np.abs(np.bincount(entry) - 10) <= 2)
+
+
+def test_draws_are_uniform_and_independent():
+    """Over entries, steps, seeds, and between the halves of a number: within 5 deviations."""
+    some = jax.jit(lambda count, seed: draws(count, (SIZE, SIZE), seed))
+
+    def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        x = np.asarray(some(jnp.int32(count), jnp.uint32(seed))).ravel()
+        return x >> 16, x & 0xFFFF
+
+    def uneven(*numbers: np.ndarray) -> float:
+        """By how many deviations cells of numbers, of pairs or triples of them, are uneven."""
+        bins = {1: 256, 2: 16, 3: 8}[len(numbers)]
+        place = functools.reduce(
+            lambda place, x: place * bins + x.astype(int) * bins // 2**16, numbers, 0
+        )
+        cells = bins ** len(numbers)
+        counts = np.bincount(place, minlength=cells)
+        expected = counts.sum() / cells
+        return float((np.sum((counts - expected) ** 2) / expected - cells) / np.sqrt(2 * cells))
+
+    for count, seed in ((1, 1), (2, 1), (1000, 7), (2**31 - 1, 2**32 - 1)):
+        upper, lower = halves(count, seed)
+        found = {
+            "upper": uneven(upper),
+            "lower": uneven(lower),
+            "halves": uneven(upper, lower),
+            "neighbors": uneven(upper[:-1], upper[1:]),
+            "lower neighbors": uneven(lower[:-1], lower[1:]),
+            "rows": uneven(upper[:-SIZE], upper[SIZE:]),
+            "steps": uneven(upper, halves(count - 1, seed)[0]),
+            "lower of steps": uneven(lower, halves(count - 1, seed)[1]),
+            "three steps": uneven(upper, halves(count - 1, seed)[0], halves(count - 2, seed)[0]),
+            "seeds": uneven(upper, halves(count, seed - 1)[0]),
+            "halves of seeds": uneven(upper, halves(count, seed - 1)[1]),
+        }
+        assert all(abs(x) < 5 for x in found.values()), found
+    # Of one entry, over 4,096 steps.
+    entry = jax.jit(jax.vmap(lambda count: draws(count, (4,), jnp.uint32(3))))(jnp.arange(4096))
+    for x in np.asarray(entry).T >> 16:
+        assert abs(uneven(x)) < 5 and abs(uneven(x[:-1], x[1:])) < 5
 
 
 # Values

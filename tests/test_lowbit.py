@@ -231,6 +231,12 @@ class EightBits:
     def unit(self, nu: np.ndarray) -> np.ndarray:
         return 2.0 ** np.floor(np.floor(np.log2(np.where(nu > 0, nu, 1))) / 2)
 
+    def check_scale(self, scale: Any, x: np.ndarray, nu: np.ndarray) -> None:
+        assert scale is None
+
+    def mu_by(self, scale: Any, nu: np.ndarray) -> np.ndarray:
+        return nu
+
     def nu(self, codes: Any, scale: Any) -> np.ndarray:
         return np.concatenate([[0], self.nu_values])[codes]
 
@@ -260,16 +266,24 @@ class FourBits:
     """uint4 and int4 from their definitions, in float64."""
 
     nu_values = between_powers(octaves((-16, 0, -2), (-8, 0, 0), (-4, -1, 1)))
-    ratios = np.array([0, 0.1, 0.22, 0.38, 0.65, 1.2, 2.7, 7.2])
+    ratios = np.array([0, 0.045, 0.095, 0.15, 0.225, 0.335, 0.53, 1.0])
     even = True
 
     def nu(self, codes: Any, scale: Any) -> np.ndarray:
         values = np.concatenate([[0], self.nu_values])
         return values[codes.astype(int)] * 2.0 ** (np.asarray(scale, F64) - 127)
 
-    def mu(self, codes: Any, nu: np.ndarray) -> np.ndarray:
+    def mu(self, codes: Any, by: np.ndarray) -> np.ndarray:
         codes = codes.astype(int)
-        return np.sign(codes) * self.ratios[np.abs(codes)] * np.sqrt(nu)
+        return np.sign(codes) * self.ratios[np.abs(codes)] * np.sqrt(by)
+
+    def check_scale(self, scale: Any, x: np.ndarray, nu: np.ndarray) -> None:
+        """2ᵉ is the power of 2 above twice the largest m² / ν, of all: rows of 64 are short."""
+        above = 2.0 ** (np.asarray(scale, F64) - 127) / np.max(x**2 / nu)
+        assert scale.shape == (1, 1) and 2 - 1e-5 < above <= 4 + 1e-5
+
+    def mu_by(self, scale: Any, nu: np.ndarray) -> np.ndarray:
+        return nu * 2.0 ** (np.asarray(scale, F64) - 127)
 
     def nu_codes(self, x: np.ndarray, part: np.ndarray, scale: Any) -> np.ndarray:
         def drawn(x: Any) -> Any:
@@ -285,11 +299,11 @@ class FourBits:
         x = x / 2.0 ** (np.asarray(scale, F64) - 127)
         return np.clip(stored(self.nu_values, x, up), 0, 13) + 1
 
-    def mu_codes(self, x: np.ndarray, part: np.ndarray, nu: np.ndarray) -> np.ndarray:
+    def mu_codes(self, x: np.ndarray, part: np.ndarray, by: np.ndarray) -> np.ndarray:
         def up(k: Any, low: Any, high: Any, x: Any) -> Any:
             return part * (high - low) < x - low
 
-        ratio = np.abs(x) / np.sqrt(nu)
+        ratio = np.abs(x) / np.sqrt(by)
         return np.sign(x) * np.minimum(stored(self.ratios, ratio, up), 7)
 
 
@@ -316,14 +330,16 @@ def test_a_step_is_decoding_adam_and_encoding(name, bits):
         random = draws(jnp.int32(t), SHAPE, nu.seed)
         even = dither(jnp.int32(t), SHAPE, mu.seed) if bits.even else random << 16
         part = [(np.asarray(x) >> 8) / 2.0**24 for x in (even, random)]
+        bits.check_scale(mu.scale, m, v)
+        by = bits.mu_by(mu.scale, bits.nu(np.asarray(nu.codes), nu.scale))
         for got, wanted in (
             (nu.codes, bits.nu_codes(v, part[1], nu.scale)),
-            (mu.codes, bits.mu_codes(m, part[0], bits.nu(np.asarray(nu.codes), nu.scale))),
+            (mu.codes, bits.mu_codes(m, part[0], by)),
         ):
             off = np.abs(np.asarray(got).astype(int) - wanted)
             assert off.max() <= 1 and off.mean() < 0.01
         v = bits.nu(np.asarray(nu.codes), nu.scale)
-        m = bits.mu(np.asarray(mu.codes), v)
+        m = bits.mu(np.asarray(mu.codes), by)
         opened = decode_state(state)[0]
         np.testing.assert_allclose(opened.nu["w"], v, rtol=1e-6)
         np.testing.assert_allclose(opened.mu["w"], m, rtol=1e-6)

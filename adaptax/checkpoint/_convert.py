@@ -259,11 +259,9 @@ class Conversion:
         s = self._source.leaves[names]
         if s.codec is None:
             return self._arrays[names]
-        if s.codec.root_of is None:
-            scale = self._arrays.get((*names, "scale"))
-        else:
-            scale = self._numbers_of(self._scale_of(s))
-        return decode(s.codec, self._arrays[*names, "codes"], scale)
+        codes, scale = self._arrays[*names, "codes"], self._arrays.get((*names, "scale"))
+        other = None if s.codec.root_of is None else self._numbers_of(self._scale_of(s))
+        return decode(s.codec, codes, scale, other)
 
     def _scale_here(self, w: Wanted) -> Any:
         """The numbers that a wanted leaf's codes will be relative to; None if to nothing."""
@@ -273,7 +271,7 @@ class Conversion:
             return None
         x = self._value(other)
         if isinstance(x, Encoded):
-            return decode(x.codec, x.codes, x.scale)
+            return decode(x.codec, x.codes, x.scale, None)
         return jnp.asarray(x)
 
     def _check_equal(self, names: Names, x: Any) -> None:

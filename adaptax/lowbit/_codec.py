@@ -41,12 +41,21 @@ class Codec:
         del x, old
         return None
 
+    def scale_beside(self, x: Any, old: Any, other: Any) -> Any:
+        """For a format with `root_of`, a scale besides the numbers of that slot, or None."""
+        del x, old, other
+        return None
+
+    def reference(self, scale: Any, other: Any) -> Any:
+        """What `encode` and `decode` take as the scale, of the scale and the other slot."""
+        return scale if self.root_of is None else other
+
     def encode(self, x: Any, scale: Any, random: Any) -> Any:
         """Codes of a float32 array.
 
         Args:
             x: The numbers.
-            scale: The scale; for a format with `root_of`, that slot's numbers.
+            scale: The `reference`: the scale; for a format with `root_of`, that slot's numbers.
             random: Numbers in [0, 2³²) to round with, uint32, of the same shape; or `NEAREST`.
         """
         raise NotImplementedError
@@ -139,14 +148,19 @@ def top_octave(x: Any, old: Any) -> Any:
     It moves up at once, and down when |x| stays below a quarter of 2^e, so that codes keep their
     meaning from step to step; uint8, from 32 to 222.
     """
-    size = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
-    size = jnp.where(size < 0x7F800000, size, 0)
-    top = jnp.max(size, axis=rows(x.shape), keepdims=True, initial=0)
-    split = () if old is None else _manual.parted(top, old)  # a row that devices have parts of
-    top = jax.lax.pmax(top, split) if split else top
+    top = largest_of_row(x, old)
     wanted = jnp.clip((top >> 23) + 1, 32, 222)
     if old is None:
         return wanted.astype(jnp.uint8)
     now = old.astype(jnp.int32)
     keep = ((wanted <= now) & (wanted > now - 2)) | (top == 0)
     return jnp.where(keep, now, wanted).astype(jnp.uint8)
+
+
+def largest_of_row(x: Any, old: Any) -> Any:
+    """The bits of the largest finite |x| of each row, int32; `old` is the rows' scale so far."""
+    size = jax.lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFFFF
+    size = jnp.where(size < 0x7F800000, size, 0)
+    top = jnp.max(size, axis=rows(x.shape), keepdims=True, initial=0)
+    split = () if old is None else _manual.parted(top, old)  # a row that devices have parts of
+    return jax.lax.pmax(top, split) if split else top

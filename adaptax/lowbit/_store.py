@@ -181,8 +181,8 @@ def _opened(leaves: list[Any], partners: Mapping[int, int]) -> list[Any]:
     for k in sorted(range(len(out)), key=partners.__contains__):  # the partners first
         x = leaves[k]
         if is_encoded(x):
-            scale = out[partners[k]] if k in partners else x.scale
-            out[k] = _decode(x.codec, x.codes, scale).astype(x.kept)
+            other = out[partners[k]] if k in partners else None
+            out[k] = _decode(x.codec, x.codes, x.scale, other).astype(x.kept)
     return out
 
 
@@ -201,18 +201,18 @@ def _closed(codecs: list[Codec | None], state: Any, seed: int) -> Any:
     for k in sorted(range(len(shell)), key=partners.__contains__):
         x, codec = shell[k], codecs[k]
         if codec is not None:
-            by = known[partners[k]] if k in partners else None
-            codes, scale, known[k] = _nearest(codec, x.codes, by)
+            other = known[partners[k]] if k in partners else None
+            codes, scale, known[k] = _nearest(codec, x.codes, other)
             shell[k] = x._replace(codes=codes, scale=scale)
     return structure.unflatten(shell)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _nearest(codec: Codec, x: Any, by: Any) -> tuple[Any, Any, Any]:
+def _nearest(codec: Codec, x: Any, other: Any) -> tuple[Any, Any, Any]:
     """Codes, scale and numbers of an array, measured by itself or by another slot's numbers."""
-    x = x.astype(jnp.float32)
-    scale = codec.scale_for(x)
-    by = scale if by is None else _wide(by)
+    x, other = x.astype(jnp.float32), _wide(other)
+    scale = _scale(codec, x, None, other)
+    by = codec.reference(scale, other)
     codes = codec.encode(x, by, jnp.full(x.shape, NEAREST))
     return codes, scale, codec.decode(codes, by)
 
@@ -222,15 +222,20 @@ def _seed(seed: int, number: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(codec: Codec, codes: Any, scale: Any) -> Any:
-    return codec.decode(codes, _wide(scale))
+def _decode(codec: Codec, codes: Any, scale: Any, other: Any) -> Any:
+    return codec.decode(codes, codec.reference(scale, _wide(other)))
 
 
-def _wide(scale: Any) -> Any:
-    """Another slot's numbers in float32; a scale as it is."""
-    if scale is None or not jnp.issubdtype(scale.dtype, jnp.floating):
-        return scale
-    return scale.astype(jnp.float32)
+def _wide(other: Any) -> Any:
+    """Another slot's numbers in float32, if there is one."""
+    return None if other is None else other.astype(jnp.float32)
+
+
+def _scale(codec: Codec, x: Any, old: Any, other: Any) -> Any:
+    """The scale of numbers; `other` are those of the slot that they are measured by."""
+    if codec.root_of is None:
+        return codec.scale_for(x, old) if codec.measures else old
+    return codec.scale_beside(x, old, other)
 
 
 def _keep(
@@ -245,16 +250,16 @@ def _keep(
     mine = sorted(mine, key=partners.__contains__)
     codecs = tuple(old[k].codec for k in mine)
     within = tuple(mine.index(partners[k]) if partners.get(k) in mine else -1 for k in mine)
-    known = [
-        new[partners[k]] if i < 0 and k in partners else old[k].scale
+    others = [
+        new[partners[k]] if i < 0 and k in partners else None
         for k, i in zip(mine, within, strict=True)
     ]
     floats = u is not None and not _tree.is_float0(u) and _tree.is_inexact(u)
     given = u if floats else None
-    arrays, seeds = [new[k] for k in mine], [old[k].seed for k in mine]
-    pairs, poisoned = _encode(codecs, within, arrays, known, seeds, count, given)
+    arrays, scales = [new[k] for k in mine], [old[k].scale for k in mine]
+    seeds = [old[k].seed for k in mine]
+    pairs, poisoned = _encode(codecs, within, arrays, scales, others, seeds, count, given)
     for k, (codes, scale) in zip(mine, pairs, strict=True):
-        scale = None if k in partners else scale
         new[k] = Encoded(codes, scale, old[k].seed, old[k].codec, old[k].kept)
     return poisoned if floats else u
 
@@ -265,6 +270,7 @@ def _encode(
     within: tuple[int, ...],
     arrays: Any,
     scales: Any,
+    others: Any,
     seeds: Any,
     count: Any,
     u: Any,
@@ -276,28 +282,33 @@ def _encode(
 
     Args:
         codecs: The formats of one parameter's arrays.
-        within: For each the number of the array that is its scale, or -1.
+        within: For each the number of the array that it is measured by, or -1.
+        others: For each that array where it has no number.
     """
+    arrays = [x.astype(jnp.float32) for x in arrays]
     pairs: list[tuple[Any, Any]] = []
+    references: list[Any] = []
     nan = None
     random: Any = None
-    slots = zip(codecs, within, arrays, scales, seeds, strict=True)
-    for number, (codec, i, x, scale, seed) in enumerate(slots):
-        x = x.astype(jnp.float32)
+    slots = zip(codecs, within, arrays, scales, others, seeds, strict=True)
+    for number, (codec, i, x, scale, other, seed) in enumerate(slots):
+        # A scale is found by the other array as it is, so that one pass finds all; codes are
+        # relative to what is stored of it.
+        other = arrays[i] if i >= 0 else _wide(other)
+        scale = _scale(codec, x, scale, other)
         if i >= 0:
-            scale = codecs[i].decode(*pairs[i])
-        elif codec.measures:
-            scale = codec.scale_for(x, scale)
-        scale = _wide(scale)
+            other = codecs[i].decode(pairs[i][0], references[i])
+        by = codec.reference(scale, other)
         # One hash makes the numbers of two arrays.
         random = random << 16 if number % 2 else draws(count, x.shape, seed)
-        codes = codec.encode(x, scale, dither(count, x.shape, seed) if codec.even else random)
+        codes = codec.encode(x, by, dither(count, x.shape, seed) if codec.even else random)
         pairs.append((codes, scale))
-        here = codec.is_nan(codes, scale)
+        references.append(by)
+        here = codec.is_nan(codes, by)
         nan = here if nan is None else nan | here
     if u is not None and nan is not None and nan.shape == u.shape:
         u = jnp.where(nan, jnp.asarray(jnp.nan, u.dtype), u)
-    return [(c, None if i >= 0 else s) for (c, s), i in zip(pairs, within, strict=True)], u
+    return pairs, u
 
 
 # --- Float32 and back

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._codec import Codec
+from ._codec import Codec, largest_of_row, row_shape
 
 Values = tuple[float, ...]
 
@@ -206,17 +206,20 @@ class Nibble(Table):
         return x
 
 
-# Up to 6.6, which m / √ν is in the first steps with β₁ = 0.9 and β₂ = 0.999, before the correction
-# of the bias; most of them at the 0.2 to 1 of later steps.
-_RATIOS = (0.0, 0.1, 0.22, 0.38, 0.65, 1.2, 2.7, 7.2)
+_LOWEST, _HIGHEST = 107, 147  # exponents of 2ᵉ from 2⁻²⁰ to 2²⁰, biased
+# Least noise in the update at equal weights of a gradient that is noise and one that is signal.
+_RATIOS = (0.0, 0.045, 0.095, 0.15, 0.225, 0.335, 0.53, 1.0)
 
 
 @dataclass(frozen=True)
 class int4(Nibble):
     """4 bits with a sign, two entries in a byte, for an average of gradients beside their squares.
 
-    Seven magnitudes, 0.1 to 7.2, times the root of the second moment's entry, and 0; the code -8
-    is NaN. There is no scale.
+    Seven magnitudes, 0.045 to 1, and 0, times the root of 2ᵉ ν, where ν is the second moment's
+    entry and e an exponent for each row in uint8: 2ᵉ is more than twice the largest m² / ν of the
+    row, since ν may be rounded down by an octave. So the first steps of Adam, where m / √ν is up
+    to 6.6, are not cut off, and later ones, where it is at most about 1, get finer codes. The code
+    -8 is NaN. A step reads its arrays twice, as `uint4` does.
 
     Args:
         root_of: The slot of second moments beside this one.
@@ -224,12 +227,26 @@ class int4(Nibble):
 
     root_of: str = "nu"  # type: ignore[override]
 
-    values, even, version = _RATIOS, True, 2
+    values, even, version = _RATIOS, True, 3
 
     @property
     def dtype(self) -> Any:
         """The dtype of the codes."""
         return jnp.int4
+
+    def zeros(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """All zero."""
+        return jnp.zeros(shape, self.dtype), jnp.full(row_shape(shape), _LOWEST, jnp.uint8)
+
+    def scale_beside(self, x: Any, old: Any, other: Any) -> Any:
+        """The exponent above twice the largest x² / ν of each row, biased by 127."""
+        ratio = jnp.where(other > 0, x * jax.lax.rsqrt(other), 0.0)
+        top = largest_of_row(ratio * ratio, old)
+        return jnp.clip((top >> 23) + 2, _LOWEST, _HIGHEST).astype(jnp.uint8)
+
+    def reference(self, scale: Any, other: Any) -> Any:
+        """2ᵉ ν."""
+        return other * jax.lax.bitcast_convert_type(scale.astype(jnp.int32) << 23, jnp.float32)
 
     def encode(self, x: Any, scale: Any, random: Any) -> Any:
         """Places of x / √scale."""

@@ -58,7 +58,9 @@ class Subject:
 
 
 def _scale(codec: Codec, x: Any, nu: Any) -> Any:
-    return nu if codec.root_of is not None else codec.scale_for(x)
+    if codec.root_of is None:
+        return codec.scale_for(x)
+    return codec.reference(codec.scale_beside(x, None, nu), nu)
 
 
 @functools.partial(jax.jit, static_argnums=0)
