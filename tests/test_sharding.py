@@ -396,7 +396,10 @@ def test_encoded_state_in_parts():
     plain = lowbit.store(adaptax.rmsprop(1e-2), {"nu": lowbit.uint8()}, min_size=0)
     tx = zero(plain)
     got, _ = two_steps(tx, jax.jit(tx.init)(placed("data")[0]), *placed("data"))
-    assert_same_bits(jax.device_get(got), jax.device_get(replicated(plain)))
+    wanted = replicated(plain)
+    assert_same_bits(jax.device_get(got[1]), jax.device_get(wanted[1]))
+    # XLA's 1/√x may round otherwise in a loop of another length.
+    assert_trees_close(got, wanted, 1e-6, "in parts")
     codes = got[1].inner_state[0].nu["w"].codes
     assert codes.dtype == jnp.uint8 and not sharding.placement(codes).arrays[0].whole
 
