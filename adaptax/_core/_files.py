@@ -27,7 +27,7 @@ def lock(file: Any, wait: bool) -> bool | None:
 
 
 def unlock(file: Any) -> None:
-    """End the lock."""
+    """Release the lock of a file, if there is one."""
     try:
         import fcntl
 

@@ -37,8 +37,8 @@ class Writer:
         self._path: Any = None
         self._paths = _sealed(ocp, directory, committed)
         self._wait_for_all = ocp.multihost.get_barrier_sync_fn()
-        # Directories made in the background would be waited for by threads that wait on, for ever,
-        # where making them fails: the process could not exit.
+        # If making a directory in the background fails, Orbax's threads wait for it forever, and
+        # the process can't exit.
         options = ocp.AsyncOptions(
             create_directories_asynchronously=False, barrier_sync_fn=self._meet
         )

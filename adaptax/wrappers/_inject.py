@@ -97,6 +97,7 @@ class InjectStatefulHyperparamsState(NamedTuple):
 
 
 def stateful(schedule: Any) -> StatefulSchedule:
+    """A schedule as a `StatefulSchedule`; a function of the step count gets a count of its own."""
     return schedule if isinstance(schedule, StatefulSchedule) else WrappedSchedule(schedule)
 
 
